@@ -1,0 +1,57 @@
+"""The task-source seam: what to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from proctor.config.spec import TaskSpec
+from proctor.records import Json, Recording
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInfo:
+    """One line of `proctor tasks`."""
+
+    name: str
+    source: str
+    kind: str
+    """task, group, tag or file."""
+    path: str = ""
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """One entry of `tasks:` at one number of shots: the leaf tasks it stands for, and how to mark them together.
+
+    Groups are marked by their source over all their leaves at once, so the suite, not the leaf, is what
+    replay takes. `settings` is the source's own JSON, enough to replay in another process.
+    """
+
+    id: str
+    """Digest of the settings and the recordings' fingerprints: names the suite in the store and in tables."""
+    source: str
+    names: tuple[str, ...]
+    num_fewshot: int | None
+    recordings: tuple[str, ...]
+    """Fingerprints, in the order of the leaves."""
+    settings: Json
+
+
+class TaskSource(Protocol):
+    """Lists and records. Implementations: lm_eval, native. Replay is `score.Replay`."""
+
+    def list(self, *, include: Sequence[str] = ()) -> Sequence[TaskInfo]:
+        """Every name that can be recorded. Cached: under a second after the first time."""
+        ...
+
+    def record(self, spec: TaskSpec) -> tuple[list[Suite], list[Recording]]:
+        """Turn one configuration entry into suites and the recordings they refer to.
+
+        Deterministic: the same entry, versions and data give the same fingerprints, whatever was recorded
+        before and whatever caches hold. Raises UnknownName for a name, TaskError for a task that record
+        and replay cannot express, HarnessError when the source's process fails.
+        """
+        ...
