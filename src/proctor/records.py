@@ -149,6 +149,25 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """One entry of `tasks:` at one number of shots: the leaf tasks it stands for, marked together.
+
+    Groups are marked by their source over all their leaves at once, so the suite, not the leaf, is what
+    replay takes. `settings` is the source's own JSON object, enough to replay in another process.
+    """
+
+    id: str
+    """Digest of the settings and the recordings' fingerprints: names the suite in the store."""
+    source: str
+    names: tuple[str, ...]
+    num_fewshot: int | None
+    recordings: tuple[str, ...]
+    """Fingerprints, in the order of the leaves."""
+    settings: str
+    """Canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What answered: recorded with every response, never part of a key."""
 

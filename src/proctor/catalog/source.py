@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from proctor.config.spec import TaskSpec
-from proctor.records import Json, Recording
+from proctor.records import Recording, Suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,24 +20,6 @@ class TaskInfo:
     """task, group, tag or file."""
     path: str = ""
     members: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suite:
-    """One entry of `tasks:` at one number of shots: the leaf tasks it stands for, and how to mark them together.
-
-    Groups are marked by their source over all their leaves at once, so the suite, not the leaf, is what
-    replay takes. `settings` is the source's own JSON, enough to replay in another process.
-    """
-
-    id: str
-    """Digest of the settings and the recordings' fingerprints: names the suite in the store and in tables."""
-    source: str
-    names: tuple[str, ...]
-    num_fewshot: int | None
-    recordings: tuple[str, ...]
-    """Fingerprints, in the order of the leaves."""
-    settings: Json
 
 
 class TaskSource(Protocol):
