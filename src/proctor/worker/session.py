@@ -1,0 +1,155 @@
+"""One worker at work on one model: feed the engine, keep every answer, keep the server up, obey signals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+
+from proctor.errors import ServerError
+from proctor.infer.engine import Engine
+from proctor.infer.server import Server
+from proctor.records import Answer, Failure, Shard
+from proctor.store import Answers, Ledger, Store, Writer
+from proctor.worker.events import EventLog
+from proctor.worker.feed import Feed
+
+LIVENESS_S = 1.0
+"""Between two looks at the server's processes: a dead server is noticed long before a request times out."""
+
+ENGINE_BREAKS = 3
+"""How often an engine may be lost as a whole, without one answer in between, before the worker gives up."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a session did."""
+
+    answered: int = 0
+    failed: int = 0
+    drained: bool = False
+
+
+class Session:
+    """Runs one worker's share. Everything acknowledged is in the store, whatever happens to the rest."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        answers: Answers,
+        ledger: Ledger,
+        writer: Writer,
+        engine: Engine,
+        server: Server | None,
+        events: EventLog,
+    ) -> None:
+        self._store = store
+        self._answers = answers
+        self._ledger = ledger
+        self._writer = writer
+        self._engine = engine
+        self._server = server
+        self._events = events
+        self._pending: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Future[None] | None = None
+        self._feed: Feed | None = None
+        self.outcome = Outcome()
+
+    def drain(self) -> None:
+        """Take nothing new; finish and keep what is in flight."""
+        self.outcome.drained = True
+        if self._feed is not None:
+            self._feed.draining.set()
+        self._events.phase("draining")
+
+    async def work(self, shards: Sequence[Shard], *, retry_failed: bool = False) -> Outcome:
+        """Ask everything that the shards owe. Raises ServerError, StoreError; what was kept stays kept."""
+        self._broken = asyncio.get_running_loop().create_future()
+        self._feed = Feed(
+            store=self._store,
+            engine=self._engine,
+            answers=self._answers,
+            ledger=self._ledger,
+            shards=shards,
+            keep=self,
+            retry_failed=retry_failed,
+        )
+        if self.outcome.drained:
+            self._feed.draining.set()
+        self._events.phase("asking")
+        asking = asyncio.create_task(self._ask(self._feed))
+        watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait({asking, watching, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            for first in (self._broken, watching, asking):
+                if first.done():
+                    first.result()
+            return self.outcome
+        finally:
+            for task in (asking, watching):
+                task.cancel()
+            await asyncio.gather(asking, watching, return_exceptions=True)
+            await self._flush()
+            if not self._broken.done():
+                self._broken.cancel()
+
+    async def alias(self, key: str, physical_key: str) -> None:
+        """Record an owed request whose physical request is answered already."""
+        await self._writer.alias(key, physical_key)
+        self._events.aliased()
+
+    async def failure(self, failure: Failure) -> None:
+        """Record a request that cannot be asked."""
+        await self._writer.append(failure)
+        self.outcome.failed += 1
+        self._events.answered(failure, in_flight=0)
+
+    async def _ask(self, feed: Feed) -> None:
+        breaks = 0
+        while True:
+            before = self.outcome.answered
+            try:
+                async for answer in self._engine.run(feed.take()):
+                    self._spawn(self._keep(answer, feed))
+                await self._flush()
+                return
+            except ServerError:
+                breaks = 1 if self.outcome.answered > before else breaks + 1
+                if self._server is None or breaks >= ENGINE_BREAKS or self.outcome.drained:
+                    raise
+                await self._flush()
+                await self._server.ensure()
+
+    async def _keep(self, answer: Answer, feed: Feed) -> None:
+        await self._writer.append(answer)
+        if isinstance(answer, Failure):
+            self.outcome.failed += 1
+        else:
+            self.outcome.answered += 1
+        self._events.answered(answer, in_flight=feed.outstanding)
+        await feed.settle(answer)
+
+    async def _watch(self) -> None:
+        if self._server is None:
+            await asyncio.Event().wait()
+            return
+        while True:
+            await asyncio.sleep(LIVENESS_S)
+            await self._server.ensure()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._pending.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._pending.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_exception(error)
+
+    async def _flush(self) -> None:
+        while self._pending:
+            await asyncio.gather(*self._pending, return_exceptions=True)
