@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from proctor.config.names import name_fault
+from proctor.config.numbers import human_int, human_ints
 
 
 class Strict(BaseModel):
     """Unknown keys are errors; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True)
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""A list of texts; a single text stands for a list of one."""
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+HumanInt = Annotated[int, BeforeValidator(human_int)]
+"""A whole number that may be written 2_097_152, 100B or 1.5T."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a model's path is the base URL of an endpoint."""
+    return path.startswith(("http://", "https://"))
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -21,22 +59,42 @@ class CheckpointsSpec(Strict):
 
     pattern: str | None = None
     """Directory name with {step} for the step number and * for anything."""
-    steps: tuple[int, ...] | None = None
-    """Only these; each must exist."""
-    step_offset: int = 0
+    steps: tuple[HumanInt, ...] | None = None
+    """Only these, as the directories number them; each must exist."""
+    step_offset: Whole = 0
     discover: bool = False
     """Find every directory with weights below the path (or below its hf/) instead of matching a pattern."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.discover == (self.pattern is not None):
+            raise ValueError("needs either `pattern:` (such as checkpoint_{step}) or `discover: true`")
+        if self.pattern is not None and self.pattern.count("{step}") != 1:
+            raise ValueError(f"pattern {self.pattern!r} must contain {{step}} exactly once")
+        if self.steps is None:
+            return self
+        if self.pattern is None:
+            raise ValueError("`steps:` needs a `pattern:`")
+        if not self.steps:
+            raise ValueError("`steps:` is empty; leave it out to take all")
+        twice = [str(step) for step, n in Counter(self.steps).items() if n > 1]
+        if twice:
+            raise ValueError(f"`steps:` names {', '.join(twice)} twice")
+        return self
 
 
 class ModelSpec(Strict):
     """One entry under `models:`; with checkpoints it stands for several."""
 
-    path: str
-    """Local directory, GGUF file, hub id, `embedded:NAME`, or the http(s) base URL of an endpoint."""
-    urls: tuple[str, ...] = ()
+    path: str = Field(min_length=1)
+    """Local directory, GGUF file, hub id, `embedded:NAME`, or the http(s) base URL of an endpoint.
+
+    `hub:ORG/NAME` is always a hub id; so does `config.load` write one that no local path answers to.
+    """
+    urls: Texts = ()
     """Further base URLs of the same endpoint."""
     served_model: str | None = None
-    """Endpoint: the model name to send."""
+    """Endpoint: the model name to send; together with `revision` it says which weights answer."""
     revision: str | None = None
     """Hub revision, or an endpoint's declared revision."""
     api_key_env: str | None = None
@@ -47,45 +105,116 @@ class ModelSpec(Strict):
     model_key: str | None = None
     """Entries with the same key are one training run; default: the entry's own name."""
     checkpoints: CheckpointsSpec | None = None
-    train_batch_size: int | None = None
-    tokens_trained: int | tuple[int, ...] | None = None
+    train_batch_size: Annotated[HumanInt | None, Field(gt=0)] = None
+    """Tokens for each training step."""
+    tokens_trained: Annotated[int | tuple[int, ...] | None, BeforeValidator(human_ints)] = None
+    """A number such as 100B, or one for each of `checkpoints.steps`."""
     trust_remote_code: bool = False
-    adapters: tuple[str, ...] = ()
+    adapters: Texts = ()
     engine: dict[str, Any] | None = None
-    """Merged over the run's engine for this model."""
+    """Merged over the run's engine for this model; another `type` starts from that type's defaults."""
     launch: dict[str, Any] | None = None
     """Merged over the run's launch for this model."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if is_url(self.path):
+            if not self.served_model:
+                raise ValueError("an endpoint needs `served_model:`, the name of the model it serves")
+            if self.checkpoints is not None:
+                raise ValueError("an endpoint has no `checkpoints:`")
+        else:
+            _only_for_endpoints(self)
+        if isinstance(self.tokens_trained, tuple):
+            steps = self.checkpoints.steps if self.checkpoints else None
+            if steps is None:
+                raise ValueError("a list of `tokens_trained:` needs `checkpoints.steps:`")
+            if len(steps) != len(self.tokens_trained):
+                raise ValueError(f"`tokens_trained:` lists {len(self.tokens_trained)} numbers for {len(steps)} steps")
+        return self
+
+
+def _only_for_endpoints(model: ModelSpec) -> None:
+    for key in ("urls", "served_model", "api_key_env"):
+        if getattr(model, key):
+            raise ValueError(f"`{key}:` is for endpoints, whose path begins with http:// or https://")
 
 
 # --- tasks ----------------------------------------------------------------------------------------
 
-Limit = int | float | str | tuple[int, ...] | None
+_SLICE: Final = re.compile(r"\s*(-?\d*)\s*:\s*(-?\d*)\s*(:\s*(-?\d*)\s*)?")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _limit(value: object) -> object:
+    if value is None:
+        return None
+    if _whole(value) and isinstance(value, int) and value > 0:
+        return value
+    if isinstance(value, float) and (0 < value < 1 or (value >= 1 and value.is_integer())):
+        return value if value < 1 else int(value)
+    if isinstance(value, str) and _SLICE.fullmatch(value):
+        return value.replace(" ", "")
+    if isinstance(value, list | tuple):
+        ids: list[object] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+        if ids and all(_whole(i) and isinstance(i, int) and i >= 0 for i in ids):
+            return tuple(ids)
+    raise ValueError(
+        "expected a count ≥ 1, a fraction between 0 and 1, a slice such as 10:20, or a list of document ids"
+    )
+
+
+def _shots(value: object) -> object:
+    numbers = list(cast("list[object]", value)) if isinstance(value, list | tuple) else [value]
+    if value is not None and not (numbers and all(_whole(n) and isinstance(n, int) and n >= 0 for n in numbers)):
+        raise ValueError("expected a number of examples ≥ 0, or a list of such numbers")
+    return cast("object", value)
+
+
+def _flag_or_name(value: object) -> object:
+    if not isinstance(value, bool | str):
+        raise ValueError("expected true, false or the name of a template")
+    return {"true": True, "yes": True, "false": False, "no": False}.get(str(value).lower(), value)
+
+
+def _batch_size(value: object) -> object:
+    if (_whole(value) and isinstance(value, int) and value >= 1) or (
+        isinstance(value, str) and re.fullmatch(r"auto(:\d+)?", value)
+    ):
+        return value
+    raise ValueError("expected a number ≥ 1, auto, or auto:N")
+
+
+Limit = Annotated[int | float | str | tuple[int, ...] | None, BeforeValidator(_limit)]
 """int: first n; float in (0, 1): fraction; "a:b" or "a:b:c": slice; list: document ids."""
 
 
 class TaskBase(Strict):
     """What every task source understands."""
 
-    num_fewshot: int | tuple[int, ...] | None = None
+    num_fewshot: Annotated[int | tuple[int, ...] | None, BeforeValidator(_shots)] = None
     """None: the task's own. A list is crossed."""
     limit: Limit = None
-    fewshot_seed: int = 1234
-    apply_chat_template: bool | str = False
+    fewshot_seed: Whole = 1234
+    apply_chat_template: Annotated[bool | str, BeforeValidator(_flag_or_name)] = False
     """True, or the name of one of the model's templates."""
     system_instruction: str | None = None
     fewshot_as_multiturn: bool | None = None
     """None: lm-eval's default, which is True with a chat template."""
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Over the task's own generation arguments."""
-    repeats: int | None = None
-    replicate: int = 0
+    repeats: Whole | None = Field(default=None, ge=1)
+    replicate: Whole = Field(default=0, ge=0)
 
 
 class LmEvalTask(TaskBase):
     """Tasks, groups or tags of lm-evaluation-harness."""
 
-    lm_eval: tuple[str, ...]
-    include_path: tuple[str, ...] = ()
+    lm_eval: Texts = Field(min_length=1)
+    include_path: Texts = ()
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys of the task's own YAML."""
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -94,18 +223,31 @@ class LmEvalTask(TaskBase):
     """Interpreter that has lm-eval; None: this one, if it has."""
     confirm_unsafe_code: bool = False
     trust_remote_code: bool = False
-    seeds: tuple[int, int, int] = (0, 1234, 1234)
+    seeds: tuple[Whole, Whole, Whole] = (0, 1234, 1234)
     """random, numpy, torch: as lm-eval's --seed."""
-    bootstrap_iters: int = 100_000
+    bootstrap_iters: Whole = Field(default=100_000, ge=0)
 
 
 class NativeTaskRef(TaskBase):
     """Task files in Proctor's own format."""
 
-    native: tuple[str, ...]
+    native: Texts = Field(min_length=1)
 
 
-TaskSpec = LmEvalTask | NativeTaskRef
+def _task_source(value: object) -> str | None:
+    """The branch of TaskSpec that a mapping means: the source whose key it has; None if none or several."""
+    if isinstance(value, Mapping):
+        found = [key for key in TASK_SOURCES if key in value]
+        return found[0] if len(found) == 1 else None
+    return next((key for key, cls in TASK_SOURCES.items() if isinstance(value, cls)), None)
+
+
+TASK_SOURCES: Final[dict[str, type[TaskBase]]] = {"lm_eval": LmEvalTask, "native": NativeTaskRef}
+"""The key that says which source an entry of `tasks:` belongs to."""
+
+TaskSpec = Annotated[
+    Annotated[LmEvalTask, Tag("lm_eval")] | Annotated[NativeTaskRef, Tag("native")], Discriminator(_task_source)
+]
 
 # --- engines and servers --------------------------------------------------------------------------
 
@@ -113,16 +255,17 @@ TaskSpec = LmEvalTask | NativeTaskRef
 class ServerBase(Strict):
     """What every server that we start understands."""
 
-    replicas: int = Field(default=1, ge=1)
+    replicas: Whole = Field(default=1, ge=1)
     args: dict[str, Any] = Field(default_factory=dict)
-    """The server's own options: {dtype: float32} becomes --dtype float32; true is a bare flag; false and null are left out."""
+    """The server's own options: {dtype: float32} becomes --dtype float32; true is a bare flag; false and null are
+    left out."""
     env: dict[str, str] = Field(default_factory=dict)
     python: str | None = None
     """Interpreter that has the server installed."""
-    start_timeout_s: float = Field(default=600.0, gt=0)
-    restarts: int = Field(default=2, ge=0)
+    start_timeout_s: Number = Field(default=600.0, gt=0)
+    restarts: Whole = Field(default=2, ge=0)
     """How many times a server that dies is started again."""
-    gpus: int = Field(default=0, ge=0)
+    gpus: Whole = Field(default=0, ge=0)
     """GPUs for each replica."""
 
 
@@ -130,10 +273,10 @@ class LlamaCppServer(ServerBase):
     """llama.cpp through xllamacpp: the embedded default."""
 
     type: Literal["llama.cpp"] = "llama.cpp"
-    slots: int = Field(default=8, ge=1)
-    context: int = Field(default=2048, ge=16)
+    slots: Whole = Field(default=8, ge=1)
+    context: Whole = Field(default=2048, ge=16)
     """Tokens for each slot."""
-    threads: int | None = None
+    threads: Whole | None = None
 
 
 class VllmServer(ServerBase):
@@ -148,9 +291,15 @@ class CommandServer(ServerBase):
     """Any server: an argument list with {port} {model} {host} {api_key_file} {name} placeholders, or a shell line."""
 
     type: Literal["command"] = "command"
-    argv: tuple[str, ...] | None = None
+    argv: Texts | None = Field(default=None, min_length=1)
     shell: str | None = None
     health: str = "/health"
+
+    @model_validator(mode="after")
+    def _one_command(self) -> Self:
+        if (self.argv is None) == (self.shell is None):
+            raise ValueError("needs either `argv:` (a list, no shell) or `shell:` (one line for /bin/sh)")
+        return self
 
 
 class EndpointServer(Strict):
@@ -175,18 +324,18 @@ class OpenAIEngine(Strict):
     """None: endpoint for http paths, llama.cpp for GGUF and embedded models, vllm otherwise."""
     profile: ProfileName = "local-completions"
     """Whose habits resolve raw arguments: BOS, window, truncation, default length, stops."""
-    max_length: int | None = None
+    max_length: Whole | None = None
     """The window in tokens; None: the profile's (2048 for local-completions) or the model's own."""
     truncation: Literal["fail", "truncate_left"] = "truncate_left"
     add_bos_token: bool | None = None
-    max_gen_toks: int | None = None
+    max_gen_toks: Whole | None = None
     loglikelihood: Literal["auto", "echo", "forced"] = "auto"
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: Whole = Field(default=1, ge=1)
     """Prompts in one HTTP call, for log-likelihood."""
-    max_in_flight: int = Field(default=64, ge=1)
-    timeout_s: float = Field(default=600.0, gt=0)
-    retries: int = Field(default=5, ge=0)
-    seed: int = 1234
+    max_in_flight: Whole = Field(default=64, ge=1)
+    timeout_s: Number = Field(default=600.0, gt=0)
+    retries: Whole = Field(default=5, ge=0)
+    seed: Whole = 1234
     extra_body: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -196,22 +345,34 @@ class LmEvalModelEngine(Strict):
     type: Literal["lm_eval"] = "lm_eval"
     model: str = "hf"
     model_args: dict[str, Any] = Field(default_factory=dict)
-    batch_size: int | str = 1
+    batch_size: Annotated[int | str, BeforeValidator(_batch_size)] = 1
     device: str | None = None
-    slice_size: int = Field(default=256, ge=1)
+    slice_size: Whole = Field(default=256, ge=1)
     """Requests handed over, and journaled, at a time."""
     python: str | None = None
-    gpus: int = Field(default=0, ge=0)
+    gpus: Whole = Field(default=0, ge=0)
 
 
 class FakeEngine(Strict):
     """Answers from a hash of the question, without a model: for trying out a configuration."""
 
     type: Literal["fake"] = "fake"
-    latency_s: float = Field(default=0.0, ge=0)
+    latency_s: Number = Field(default=0.0, ge=0)
 
 
-EngineSpec = Annotated[OpenAIEngine | LmEvalModelEngine | FakeEngine, Field(discriminator="type")]
+def _engine_type(value: object) -> object:
+    """`type`, which may be left out for openai."""
+    if isinstance(value, Mapping):
+        return value.get("type", "openai")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return getattr(value, "type", None)
+
+
+EngineSpec = Annotated[
+    Annotated[OpenAIEngine, Tag("openai")]
+    | Annotated[LmEvalModelEngine, Tag("lm_eval")]
+    | Annotated[FakeEngine, Tag("fake")],
+    Discriminator(_engine_type),
+]
 
 # --- launch ---------------------------------------------------------------------------------------
 
@@ -220,12 +381,12 @@ class LocalLaunch(Strict):
     """Workers as child processes on this machine."""
 
     type: Literal["local"] = "local"
-    workers: int = Field(default=1, ge=1)
+    workers: Whole = Field(default=1, ge=1)
     """Workers for each model."""
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[Whole, ...] | None = None
     """Physical ids that may be used; None: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
-    slots_per_gpu: int = Field(default=1, ge=1)
-    max_workers: int = Field(default=16, ge=1)
+    slots_per_gpu: Whole = Field(default=1, ge=1)
+    max_workers: Whole = Field(default=16, ge=1)
     """Workers running at a time."""
 
 
@@ -238,9 +399,26 @@ class RunSpec(Strict):
     name: str
     store: str = "./store"
     runs: str = "./runs"
-    models: dict[str, ModelSpec]
-    tasks: tuple[TaskSpec, ...]
+    models: dict[str, ModelSpec] = Field(min_length=1)
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1)
     engine: EngineSpec = Field(default_factory=OpenAIEngine)
     launch: LocalLaunch = Field(default_factory=LocalLaunch)
     profile: Literal["default", "reproducible"] = "default"
     """reproducible: float32, fixed batching, one request at a time."""
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, value: str) -> str:
+        fault = name_fault(value)
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _usable_model_names(cls, value: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
+        for name in value:
+            fault = name_fault(name)
+            if fault is not None:
+                raise ValueError(f"the name of a model {fault}")
+        return value
