@@ -88,7 +88,15 @@ class StoreFull(StoreError):
 
 
 class ServerError(ProctorError):
-    """A model server did not start, died, or answers wrongly. A restart may help."""
+    """A model server did not start, died, or answers wrongly. A restart may help.
+
+    `state` is starting, stalled, failed, died, unreachable or empty; `log` the path of the server's log.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, state: str = "", log: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.state = state
+        self.log = log
 
 
 class ProbeError(ServerError):

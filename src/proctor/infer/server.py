@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,7 +15,7 @@ class Backend:
     """One base URL without a trailing slash and without /v1, and the key it wants (None: no key)."""
 
     url: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     served_model: str = "default"
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     os.set_blocking(wakened, False)
     signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
     for number in (*_PASSED_ON, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _wake_only)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         child = subprocess.Popen(
@@ -78,6 +78,10 @@ def _watch(child: int, wake: int, grace_s: float) -> int:
         if deadline is not None and not killed and time.monotonic() >= deadline:
             killed = True
             _kill_group(child, signal.SIGKILL)
+
+
+def _wake_only(_number: int, _frame: object) -> None:
+    """The wake-up descriptor says which; the loop in `_watch` acts."""
 
 
 def _drain(fd: int) -> bytes:

@@ -1,0 +1,50 @@
+"""Chooses the server that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proctor.config.spec import CommandServer, EndpointServer, LlamaCppServer, ServerSpec, SglangServer, VllmServer
+from proctor.errors import ConfigError
+from proctor.infer.server import ServedModel, Server, ServerPaths
+from proctor.infer.servers.command import CommandRecipe
+from proctor.infer.servers.endpoint import Endpoint
+from proctor.infer.servers.launched import LaunchedServer, Recipe
+from proctor.infer.servers.llamacpp import LlamaCppRecipe
+from proctor.infer.servers.sglang import SglangRecipe
+from proctor.infer.servers.vllm import VllmRecipe
+
+
+def build_server(
+    spec: ServerSpec,
+    model: ServedModel,
+    *,
+    paths: ServerPaths,
+    gpus: Sequence[Sequence[int | str]] = (),
+    api_key: str | None = None,
+    urls: Sequence[str] = (),
+) -> Server:
+    """A server that is not started yet: enter it to start it.
+
+    `gpus` names the devices of each replica, as CUDA_VISIBLE_DEVICES would (empty: the environment's own).
+    `api_key`: for an endpoint the key it wants; otherwise instead of a random one. `urls`: an endpoint's further
+    base URLs. Raises ConfigError if the configuration contradicts itself.
+    """
+    if isinstance(spec, EndpointServer):
+        return Endpoint(spec, model, urls=urls, api_key=api_key)
+    devices = [tuple(str(gpu) for gpu in group) for group in gpus]
+    if devices and len(devices) != spec.replicas:
+        raise ConfigError(f"{spec.replicas} replicas need as many groups of GPUs, not {len(devices)}")
+    return LaunchedServer(_recipe(spec, model), spec, model, paths=paths, devices=devices, api_key=api_key)
+
+
+def _recipe(spec: LlamaCppServer | VllmServer | SglangServer | CommandServer, model: ServedModel) -> Recipe:
+    match spec:
+        case LlamaCppServer():
+            return LlamaCppRecipe(spec, model)
+        case VllmServer():
+            return VllmRecipe(spec, model)
+        case SglangServer():
+            return SglangRecipe(spec, model)
+        case CommandServer():
+            return CommandRecipe(spec, model)

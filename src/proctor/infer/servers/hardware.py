@@ -1,0 +1,64 @@
+"""What a server runs on, in words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_NVIDIA_SMI_S: Final = 20.0
+"""nvidia-smi can hang for long on a sick driver; hardware is only a remark."""
+
+
+async def describe_hardware(devices: Sequence[str] = ()) -> str:
+    """The GPUs of these ids or UUIDs ("2 x NVIDIA H200"), or without any the processor and its usable cores."""
+    if not devices:
+        return f"{_processor()}, {usable_cores()} cores"
+    names = await _gpu_names()
+    counted = Counter(names.get(device, f"GPU {device}") for device in devices)
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counted.items())
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    with suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+async def _gpu_names() -> dict[str, str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    process = await asyncio.create_subprocess_exec(
+        *(program, "--query-gpu=index,uuid,name", "--format=csv,noheader"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _NVIDIA_SMI_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {}
+    names: dict[str, str] = {}
+    for line in output.decode(errors="replace").splitlines():
+        parts = [part.strip() for part in line.split(",", 2)]
+        if len(parts) == 3:
+            names[parts[0]] = names[parts[1]] = parts[2]
+    return names

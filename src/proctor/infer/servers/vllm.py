@@ -1,0 +1,71 @@
+"""vLLM's OpenAI server, on GPUs or a CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from proctor.config.spec import VllmServer
+from proctor.infer.server import ServedModel
+from proctor.infer.servers.arguments import argument_list, describe_parallelism, find_argument
+from proctor.infer.servers.health import Probe
+from proctor.infer.servers.launched import Facts, Place
+from proctor.interpreters import Command, module_command
+from proctor.processes.group import tail
+
+_RESERVED: Final = frozenset({"host", "port", "model", "served-model-name", "api-key", "generation-config"})
+_KV_SHARE: Final = 8
+"""On a CPU, the KV cache gets this part of the available memory, unless VLLM_CPU_KVCACHE_SPACE says how much."""
+_KV_MOST_GIB: Final = 32
+
+
+class VllmRecipe:
+    """Starts the module of the API server: the `vllm` program needs a package of exactly that name.
+
+    The key comes through VLLM_API_KEY. `--generation-config vllm` keeps a model's own generation_config.json
+    from changing what we ask for.
+    """
+
+    engine = "vllm"
+    health = "/health"
+    keyed = True
+    direct = True
+
+    def __init__(self, spec: VllmServer, model: ServedModel) -> None:
+        self._spec = spec
+        self._model = model
+        self._arguments = argument_list(spec.args, reserved=_RESERVED, engine="vllm")
+
+    def command(self, place: Place) -> Command:
+        model = self._model
+        argv = ["--model", model.path, "--host", place.host, "--port", str(place.port)]
+        argv += ["--served-model-name", model.name, "--generation-config", "vllm"]
+        if model.revision is not None:
+            argv += ["--revision", model.revision]
+        if model.tokenizer is not None:
+            argv += ["--tokenizer", model.tokenizer]
+        if model.trust_remote_code and find_argument(self._spec.args, "trust-remote-code") is None:
+            argv += ["--trust-remote-code"]
+        env = {"VLLM_API_KEY": place.api_key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if not place.devices and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cache_gib())
+        return module_command(self._spec.python, "vllm.entrypoints.openai.api_server", *argv, *self._arguments, env=env)
+
+    def _cache_gib(self) -> int:
+        available = psutil.virtual_memory().available // (1 << 30)
+        return max(1, min(_KV_MOST_GIB, available // (_KV_SHARE * self._spec.replicas)))
+
+    async def describe(self, probe: Probe, log: Path) -> Facts:
+        version = (await probe.get("/version")).field("version")
+        # What `--dtype auto` came to stands only in the engine's own configuration line.
+        found = re.findall(r"\bdtype=(?:torch\.)?(\w+)", tail(log, lines=100_000, limit=4 << 20))
+        chosen = found[-1] if found else str(find_argument(self._spec.args, "dtype") or "auto")
+        return Facts(
+            version=str(version or "unknown"),
+            dtype=chosen,
+            parallelism=describe_parallelism(self._spec.args),
+        )
