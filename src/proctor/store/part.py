@@ -1,0 +1,143 @@
+"""Compacted rows: parquet with the rows' own bytes, their checksums, and the columns an index needs."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proctor.errors import StoreError
+from proctor.records import EngineInfo
+from proctor.store import rows
+from proctor.store.arrow import pa, pq
+from proctor.store.keys import from_bytes
+from proctor.store.scan import Block
+
+ROW_GROUP: Final = 8192
+"""Rows read to get at one: about 5 MB, and a few hundred groups for a million rows."""
+
+_META: Final = b"proctor"
+_INDEX: Final = ["key", "physical", "resolution", "at", "kind", "crc", "size"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartHead:
+    """What a part stands for."""
+
+    replaces: tuple[str, ...]
+    """Stems of segments and names of parts whose every good row is in this part."""
+    engines: tuple[EngineInfo, ...]
+    rows: int
+
+
+def schema(replaces: Sequence[str], engines: Iterable[EngineInfo]) -> Any:
+    """The arrow schema of a part, with its head."""
+    meta = {"replaces": list(replaces), "engines": [rows.engine_row(e) for e in engines]}
+    return pa.schema(
+        [
+            ("key", pa.binary(16)),
+            ("physical", pa.binary(16)),
+            ("resolution", pa.uint64()),
+            ("at", pa.int64()),
+            ("kind", pa.uint8()),
+            ("crc", pa.uint32()),
+            ("size", pa.int32()),
+            ("row", pa.large_binary()),
+        ],
+        metadata={_META: json.dumps(meta).encode()},
+    )
+
+
+def read_head(path: Path) -> PartHead:
+    """The head of the part at `path`. Raises OSError if it cannot be opened, StoreError if it is damaged."""
+    with _opened(path) as file:
+        return _head(file)
+
+
+def read_index(path: Path) -> tuple[PartHead, Block]:
+    """Head and index columns. Raises as `read_head`."""
+    with _opened(path) as file:
+        head = _head(file)
+        table = _checked(path, lambda: file.read(columns=_INDEX, use_threads=False))
+    column = {name: table.column(name).combine_chunks() for name in _INDEX}
+    block = Block(
+        key=_fixed(column["key"]),
+        physical=_fixed(column["physical"]),
+        resolution=column["resolution"].to_numpy(),
+        at=column["at"].to_numpy(),
+        kind=column["kind"].to_numpy(),
+        crc=column["crc"].to_numpy(),
+        where=np.arange(head.rows, dtype=np.int64),
+        size=column["size"].to_numpy(),
+    )
+    return head, block
+
+
+def read_rows(path: Path, numbers: NDArray[np.int64]) -> Iterator[tuple[int, bytes | None]]:
+    """The bytes of the rows with these ascending numbers; None for rows in a damaged stretch. Raises OSError."""
+    groups = numbers // ROW_GROUP
+    with _opened(path) as file:
+        for group in np.unique(groups).tolist():
+            wanted = numbers[groups == group]
+            try:
+                column = file.read_row_group(group, columns=["row"], use_threads=False).column("row")
+            except (pa.ArrowException, OSError):
+                yield from ((number, None) for number in wanted.tolist())
+                continue
+            taken = column.take(pa.array(wanted - group * ROW_GROUP)).to_pylist()
+            yield from zip(wanted.tolist(), taken, strict=True)
+
+
+def verify(path: Path, expected: NDArray[np.uint32]) -> bool:
+    """Whether the part holds exactly the rows with these checksums, in order. Raises OSError."""
+    number = 0
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            bodies = file.read_row_group(group, columns=["row"], use_threads=False).column("row").to_pylist()
+            for body in bodies:
+                if number >= len(expected) or zlib.crc32(body) != expected[number]:
+                    return False
+                number += 1
+    return number == len(expected)
+
+
+def _opened(path: Path) -> Any:
+    """The parquet file; checks the pages' checksums when they are read."""
+    # Opened by descriptor, so that a missing file is an OSError with its number.
+    return _checked(
+        path,
+        lambda: pq.ParquetFile(pa.PythonFile(path.open("rb"), mode="r"), page_checksum_verification=True),
+    )
+
+
+def _checked(path: Path, work: Any) -> Any:
+    try:
+        return work()
+    except pa.ArrowException as error:
+        raise StoreError(
+            f"part {path} of the store is damaged: {error}",
+            hint="restore it from a backup, or move it out of the store: its answers are then asked again",
+        ) from error
+
+
+def _head(file: Any) -> PartHead:
+    stored: dict[bytes, bytes] = file.schema_arrow.metadata or {}
+    meta = json.loads(stored.get(_META, b"{}"))
+    return PartHead(
+        replaces=tuple(meta.get("replaces", ())),
+        engines=tuple(rows.engine_of(e) for e in meta.get("engines", ())),
+        rows=file.metadata.num_rows,
+    )
+
+
+def _fixed(array: Any) -> NDArray[np.uint64]:
+    data = array.buffers()[1]
+    width = array.type.byte_width
+    raw = memoryview(data)[array.offset * width : (array.offset + len(array)) * width]
+    return from_bytes(bytes(raw), width)

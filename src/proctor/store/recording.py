@@ -1,0 +1,175 @@
+"""Recordings and suites: written once, then immutable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from proctor.errors import StoreError
+from proctor.records import Instance, Recording, Request, Suite, canonical_json
+from proctor.store.arrow import pa, pq
+from proctor.store.durable import publish, publish_bytes, store_errors
+
+_META: Final = b"proctor"
+_DOCUMENTS_PIECE: Final = 1 << 20
+"""Characters of the documents' text in one row: a cell of hundreds of megabytes serves nobody."""
+_ROW_GROUP: Final = 16384
+_HEAD: Final = ("fingerprint", "source", "source_version", "task", "task_version", "num_fewshot", "settings")
+
+
+def write_recording(path: Path, recording: Recording) -> None:
+    """Write `recording` unless an intact file is there. Raises StoreError."""
+    if path.exists():
+        try:
+            read_head(path)
+        except StoreError:
+            pass
+        else:
+            return
+    table = _table(recording)
+
+    def write(temp: Path) -> None:
+        pq.write_table(table, temp, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
+
+    with store_errors("write a recording", path):
+        publish(path, write)
+
+
+def read_recording(path: Path) -> Recording:
+    """The recording at `path`. Raises StoreError if it is missing or not what was written."""
+    with store_errors("read a recording", path):
+        table = _checked(path, lambda: pq.read_table(path, page_checksum_verification=True))
+    head = _meta(path, table.schema)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    documents = "".join(piece for piece in columns["documents"] if piece is not None)
+    if head["digest"] != _digest((k for k in columns["key"] if k), (r for r in columns["request"] if r), documents):
+        raise _damaged(path, "its contents do not agree with their checksum")
+    instances = tuple(
+        Instance(
+            request=Request.from_json(orjson.loads(request)),
+            key=key.hex(),
+            doc_id=doc_id,
+            index=index,
+            repeat=repeat,
+        )
+        for request, key, doc_id, index, repeat in zip(
+            columns["request"],
+            columns["key"],
+            columns["doc_id"],
+            columns["index"],
+            columns["repeat"],
+            strict=True,
+        )
+        if key is not None
+    )
+    return Recording(
+        **{name: head[name] for name in _HEAD},
+        instances=instances,
+        documents=documents,
+        labels=tuple(head["labels"]),
+    )
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys of the recording at `path`, in its order; reads nothing else. Raises StoreError."""
+    with store_errors("read a recording", path):
+        table = _checked(path, lambda: pq.read_table(path, columns=["key"], page_checksum_verification=True))
+    keys = table.column("key").drop_null().combine_chunks()
+    joined = b"".join(keys.to_pylist()).hex()
+    return [joined[i : i + 64] for i in range(0, len(joined), 64)]
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """What the recording at `path` says of itself, without its requests. Raises StoreError."""
+    with store_errors("read a recording", path):
+        return _meta(path, _checked(path, lambda: pq.read_schema(path)))
+
+
+def write_suite(path: Path, suite: Suite) -> None:
+    """Write `suite`. Raises StoreError."""
+    value = {
+        "id": suite.id,
+        "source": suite.source,
+        "names": list(suite.names),
+        "num_fewshot": suite.num_fewshot,
+        "recordings": list(suite.recordings),
+        "settings": suite.settings,
+    }
+    with store_errors("write a suite", path):
+        publish_bytes(path, canonical_json(value).encode())
+
+
+def read_suite(path: Path) -> Suite:
+    """The suite at `path`. Raises StoreError."""
+    with store_errors("read a suite", path):
+        data = path.read_bytes()
+    try:
+        value = json.loads(data)
+        return Suite(**value | {"names": tuple(value["names"]), "recordings": tuple(value["recordings"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _table(recording: Recording) -> Any:
+    """Requests in their order, and the documents' text in pieces beside them."""
+    step = max(_DOCUMENTS_PIECE, -(-len(recording.documents) // max(1, len(recording.instances))))
+    pieces = [recording.documents[i : i + step] for i in range(0, len(recording.documents), step)]
+    length = max(len(recording.instances), len(pieces))
+    keys = [bytes.fromhex(i.key) for i in recording.instances]
+    requests = [canonical_json(i.request.to_json()) for i in recording.instances]
+
+    def padded(values: Iterable[Any], kind: Any) -> Any:
+        listed = list(values)
+        return pa.array(listed + [None] * (length - len(listed)), kind)
+
+    columns = {
+        "key": padded(keys, pa.binary(32)),
+        "doc_id": padded((i.doc_id for i in recording.instances), pa.int64()),
+        "index": padded((i.index for i in recording.instances), pa.int64()),
+        "repeat": padded((i.repeat for i in recording.instances), pa.int64()),
+        "request": padded(requests, pa.large_string()),
+        "documents": padded(pieces, pa.large_string()),
+    }
+    head = {name: getattr(recording, name) for name in _HEAD} | {
+        "labels": list(recording.labels),
+        "digest": _digest(keys, requests, recording.documents),
+    }
+    return pa.table(columns).replace_schema_metadata({_META: json.dumps(head)})
+
+
+def _digest(keys: Iterable[bytes], requests: Iterable[str], documents: str) -> str:
+    whole = hashlib.sha256()
+    for key in keys:
+        whole.update(key)
+    for request in requests:
+        whole.update(request.encode())
+    whole.update(documents.encode())
+    return whole.hexdigest()
+
+
+def _meta(path: Path, schema: Any) -> dict[str, Any]:
+    try:
+        return json.loads(schema.metadata[_META])
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(path, "it is not a recording") from error
+
+
+def _checked(path: Path, work: Any) -> Any:
+    try:
+        return work()
+    except pa.ArrowException as error:
+        raise _damaged(path, str(error)) from error
+    except OSError as error:
+        # Arrow reports a damaged page as an OSError without a number.
+        if error.errno is None:
+            raise _damaged(path, str(error)) from error
+        raise
+
+
+def _damaged(path: Path, why: str) -> StoreError:
+    return StoreError(f"{path} is damaged: {why}", hint="delete it and run `proctor prepare` again")
