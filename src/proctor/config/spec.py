@@ -337,6 +337,10 @@ class OpenAIEngine(Strict):
     retries: Whole = Field(default=5, ge=0)
     seed: Whole = 1234
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    dialect: Literal["auto", "vllm", "sglang", "llama.cpp", "openai"] = "auto"
+    """Whose sampling fields the server takes; auto: by its name, else by what it answers."""
+    template_date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """What a chat template that prints the date takes for today."""
 
 
 class LmEvalModelEngine(Strict):
