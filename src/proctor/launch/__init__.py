@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""Launchers: run commands somewhere. They know commands, not evaluations."""

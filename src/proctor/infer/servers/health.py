@@ -115,8 +115,8 @@ class LifeSigns:
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
-        self._size = -1
-        self._cpu_s = 0.0
+        self._size: int = -1
+        self._cpu_s: float = 0.0
         self._looked = self.last = time.monotonic()
 
     def quiet_s(self) -> float:

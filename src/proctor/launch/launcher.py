@@ -1,0 +1,101 @@
+"""The launcher seam: commands in, states out. A launcher knows commands, not evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+
+class JobState(StrEnum):
+    """Where a job stands; every scheduler's own words enter through one table to these."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    """Ended with status 0."""
+    FAILED = "failed"
+    """Ended otherwise, or could not be started."""
+    CANCELLED = "cancelled"
+    """Ended because it was asked to."""
+
+    @property
+    def final(self) -> bool:
+        """Nothing changes any more."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One command. `id` is the caller's, unique within a launcher."""
+
+    id: str
+    argv: tuple[str, ...]
+    log: Path
+    """Gets standard output and standard error, appended."""
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Over this process's own environment."""
+    cwd: Path | None = None
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """What is known of one job."""
+
+    state: JobState
+    returncode: int | None = None
+    """128 + n for signal n; None while there is none."""
+    devices: tuple[str, ...] = ()
+    """The GPUs it has, or had."""
+    message: str = ""
+    """Why it could not be started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What could start now, and what could start at all."""
+
+    workers_free: int
+    workers: int
+    gpu_slots_free: int
+    gpu_slots: int
+    most_gpus: int
+    """The largest `gpus` that a job may ask for."""
+
+
+class Launcher(Protocol):
+    """An async context manager: leaving it ends what it started. Implementations: local, fake."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue all, in this order, or none. Raises LaunchError for what could never run and for an id in use."""
+        ...
+
+    async def poll(self, *, wait_s: float = 0.0) -> Mapping[str, JobStatus]:
+        """The state of every job ever submitted, in one call. Waits up to `wait_s` for something to change."""
+        ...
+
+    async def cancel(self, ids: Collection[str] | None = None, *, drain: bool = False) -> None:
+        """Ask jobs (None: all) to end, and return at once; what waits is dropped, what has ended stays as it is.
+
+        With `drain` a running job gets SIGINT and all the time it wants; otherwise SIGTERM, and after the
+        grace period SIGKILL. Raises LaunchError for an unknown id.
+        """
+        ...
+
+    async def capacity(self) -> Capacity:
+        """What is free now."""
+        ...
+
+    def log(self, job: str) -> Path:
+        """Where the job writes. Raises LaunchError for an unknown id."""
+        ...

@@ -1,0 +1,73 @@
+"""Run one of our modules as a child to its end; job, result and error travel as files in one directory.
+
+The child is `<python> -m MODULE DIRECTORY`. It reads `job.json` and what else the caller put there, and leaves
+`result.json` (and what else it likes) or `error.json`: {"class": a name in proctor.errors, "message", "hint"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from proctor import errors
+from proctor.interpreters import cache_directory, module_command
+from proctor.processes.group import tail
+
+_GUARD: Final = Path(__file__).with_name("guard.py")
+_GRACE_S: Final = 5
+
+
+def run_module(
+    python: str | None, module: str, directory: Path, job: Mapping[str, Any], *, env: Mapping[str, str] | None = None
+) -> Any:
+    """Hand `job` to `module` in `directory`; return its result. Its output goes to a log that is kept if it fails.
+
+    Raises what the child reports, by class; HarnessError with the last log lines if it dies without a word;
+    MissingTool if there is no such interpreter.
+    """
+    command = module_command(python, module, str(directory), env=env)
+    (directory / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+    log = cache_directory() / "logs" / f"{module.removeprefix('proctor.')}-{stamp}.log"
+    code = _run(command.argv, command.env, log)
+    problem = directory / "error.json"
+    if problem.exists():
+        raise _error(json.loads(problem.read_text(encoding="utf-8")), log)
+    result = directory / "result.json"
+    if code != 0 or not result.exists():
+        raise errors.HarnessError(
+            f"{module} ended with status {code} and no result; its last lines:\n{tail(log)}", hint=f"the log: {log}"
+        )
+    log.unlink(missing_ok=True)
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _run(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> int:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            (sys.executable, "-I", str(_GUARD), str(_GRACE_S), "", "--", *argv),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=dict(env),
+            start_new_session=True,
+        )
+    # Leaving this block, also by KeyboardInterrupt, closes the guard's pipe: it ends the child and is waited for.
+    with process:
+        return process.wait()
+
+
+def _error(report: Mapping[str, Any], log: Path) -> errors.ProctorError:
+    kind = getattr(errors, str(report.get("class")), errors.HarnessError)
+    hint, message = report.get("hint"), str(report.get("message"))
+    if issubclass(kind, errors.HarnessError):
+        return kind(f"{message}\n{tail(log)}".rstrip(), hint=hint or f"the log: {log}")
+    return kind(message, hint=hint)
