@@ -17,18 +17,21 @@ import pytest
 from proctor.processes.group import ProcessGroup, tail
 
 TREE = """
-import os, subprocess, sys, time
+import subprocess, sys, time
+
+def run(code, **more):
+    subprocess.Popen([sys.executable, "-c", code], **more)
+
 # A child in the group, a grandchild that has left both the group and the session, and one deaf to SIGTERM.
-children = [
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]),
-    subprocess.Popen(
-        [sys.executable, "-c", "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(601)'])"],
-        start_new_session=True,
-    ),
-    subprocess.Popen(
-        [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(602)"]
-    ),
-]
+run("import time; time.sleep(600)")
+run(
+    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(601)'])",
+    start_new_session=True,
+)
+run(
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('deaf', flush=True); time.sleep(602)"
+)
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -86,7 +89,8 @@ from pathlib import Path
 from proctor.processes.group import ProcessGroup
 
 async def main():
-    group = await ProcessGroup.start([sys.executable, "-c", sys.argv[2]], env=os.environ, log=Path(sys.argv[1]), grace_s=0.3)
+    argv, log = [sys.executable, "-c", sys.argv[2]], Path(sys.argv[1])
+    group = await ProcessGroup.start(argv, env=os.environ, log=log, grace_s=0.3)
     print(group.pid, flush=True)
     await asyncio.sleep(600)
 
@@ -106,7 +110,12 @@ async def test_nothing_outlives_a_parent_that_was_killed(tmp_path: Path) -> None
 
 
 async def test_signals_reach_the_command_and_its_status_comes_back(tmp_path: Path) -> None:
-    code = "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(7))\nprint('up', flush=True)\ntime.sleep(60)"
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(7))\n"
+        "print('up', flush=True)\n"
+        "time.sleep(60)"
+    )
     group = await ProcessGroup.start([sys.executable, "-c", code], env=os.environ, log=tmp_path / "log")
     await until(lambda: "up" in tail(tmp_path / "log"))
     group.signal(signal.SIGINT)
