@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""Tables and the live view."""

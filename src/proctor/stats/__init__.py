@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""Pure statistics."""

@@ -1,0 +1,87 @@
+"""The tables of `proctor plan` and `proctor status`."""
+
+from __future__ import annotations
+
+from proctor.plan.views import Plan
+from proctor.report.layout import Layout, Line, heading
+from proctor.report.text import count, duration
+from proctor.report.views import RunStatus, TaskStatus, WorkerStatus
+
+_NUMBERS = ("shots", "requests", "answered", "failed", "owed", "done", "cost", "tokens/s", "last seen")
+
+
+def plan_table(plan: Plan) -> Layout:
+    """Every task of every model: what it asks, what is there already, what is owed and its cost."""
+    names = ("model", "checkpoint", "task", "shots", "requests", "answered", "failed", "owed", "cost", "needs")
+    lines: list[Line] = []
+    for model in plan.models:
+        for task in model.tasks:
+            figures = (task.requests, task.answered, task.failed, task.owed)
+            cells = (model.display_name, model.label, task.task, str(task.num_fewshot), *map(count, figures))
+            cells += (duration(task.cost_s), ", ".join(task.labels) or "-")
+            lines.append(Line(cells=cells, warn=task.failed > 0))
+    return Layout(
+        title=f"plan of {plan.run}",
+        columns=heading(*names, right=_NUMBERS),
+        lines=tuple(lines),
+        notes=_plan_notes(plan),
+    )
+
+
+def status_table(status: RunStatus) -> Layout:
+    """Every task of every model: what is answered, failed and owed."""
+    names = ("model", "checkpoint", "task", "shots", "requests", "answered", "failed", "owed", "done", "failures")
+    notes = [
+        f"{count(status.answered)} of {count(status.requests)} requests answered, {count(status.failed)} failed, "
+        f"{count(status.owed)} owed"
+    ]
+    if status.elapsed_s is not None:
+        foreseen = "" if status.forecast_s is None else f"; the plan foresaw {duration(status.forecast_s)}"
+        notes.append(f"running for {duration(status.elapsed_s)}{foreseen}")
+    if status.damaged:
+        notes.append(f"{count(status.damaged)} damaged rows in the store: what they held is asked again")
+    return Layout(
+        title=f"status of {status.run}",
+        columns=heading(*names, right=_NUMBERS),
+        lines=tuple(Line(cells=_task_cells(t), warn=t.failed > 0) for t in status.tasks),
+        notes=tuple(notes),
+    )
+
+
+def worker_table(status: RunStatus) -> Layout:
+    """Every worker: what it does and when it was last heard of."""
+    names = ("worker", "model", "phase", "requests", "tokens/s", "last seen", "message")
+    lines = tuple(Line(cells=_worker_cells(w, status.now), warn=w.phase == "failed") for w in status.workers)
+    return Layout(title="workers", columns=heading(*names, right=_NUMBERS), lines=lines)
+
+
+def _plan_notes(plan: Plan) -> tuple[str, ...]:
+    forecast = plan.forecast
+    notes = [
+        f"{count(forecast.requests)} requests owed in {count(forecast.shards)} shards; about "
+        f"{duration(forecast.wall_s)} on {forecast.workers} worker(s), {duration(forecast.server_seconds)} of server time"
+    ]
+    shared = sum(m.shared for m in plan.models)
+    if shared:
+        notes.append(f"{count(shared)} requests occur in several tasks and are asked once")
+    damaged = sum(m.damaged for m in plan.models)
+    if damaged:
+        notes.append(f"{count(damaged)} damaged rows in the store: what they held is asked again")
+    if any(t.failed for m in plan.models for t in m.tasks):
+        notes.append("failed for good: not asked again by itself")
+    return tuple(notes)
+
+
+def _task_cells(task: TaskStatus) -> tuple[str, ...]:
+    shots = "-" if task.num_fewshot is None else str(task.num_fewshot)
+    # Rounded down: 100 % only when all is done.
+    share = f"{100 * task.answered // task.requests} %" if task.requests else "-"
+    figures = map(count, (task.requests, task.answered, task.failed, task.owed))
+    failures = ", ".join(f"{name} {count(n)}" for name, n in task.failures) or "-"
+    return (task.model, task.label, task.task, shots, *figures, share, failures)
+
+
+def _worker_cells(worker: WorkerStatus, now: float | None) -> tuple[str, ...]:
+    rate = "-" if worker.tokens_per_s is None else count(round(worker.tokens_per_s))
+    age = "-" if now is None else f"{duration(now - worker.seen)} ago"
+    return (worker.worker, worker.model, worker.phase, count(worker.requests), rate, age, worker.message or "-")

@@ -1,0 +1,96 @@
+"""What the verbs `run` and `status` show, as plain values; `proctor plan` shows `plan.views.Plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressEvent:
+    """The state of one worker at one moment. Counters are the worker's own, since it started, and only grow."""
+
+    model: str
+    worker: str = ""
+    phase: str = "asking"
+    """recording, starting, serving, asking, draining, waiting, scoring, done, failed."""
+    requests: int = 0
+    """Answered."""
+    aliases: int = 0
+    """Owed requests that needed no asking: the same question as one that was answered."""
+    failed: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By boundary."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    in_flight: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStatus:
+    """One task of one model: what the store holds of it."""
+
+    model: str
+    label: str = "main"
+    task: str
+    num_fewshot: int | None = None
+    requests: int
+    answered: int
+    failed: int = 0
+    failures: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def owed(self) -> int:
+        """Requests without an answer and without a final failure."""
+        return max(0, self.requests - self.answered - self.failed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker, as its events tell."""
+
+    worker: str
+    model: str
+    phase: str
+    seen: float
+    """Unix time of its last event, seconds."""
+    requests: int = 0
+    tokens_per_s: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """A whole run."""
+
+    run: str
+    tasks: tuple[TaskStatus, ...]
+    workers: tuple[WorkerStatus, ...] = ()
+    damaged: int = 0
+    """Rows of the store that could not be read; what they held is owed again."""
+    forecast_s: float | None = None
+    """Wall time that the plan foresaw."""
+    elapsed_s: float | None = None
+    now: float | None = None
+    """Unix time of this status, seconds: workers' ages count from here."""
+
+    @property
+    def requests(self) -> int:
+        """Over all models and tasks."""
+        return sum(t.requests for t in self.tasks)
+
+    @property
+    def answered(self) -> int:
+        """Over all models and tasks."""
+        return sum(t.answered for t in self.tasks)
+
+    @property
+    def failed(self) -> int:
+        """Over all models and tasks."""
+        return sum(t.failed for t in self.tasks)
+
+    @property
+    def owed(self) -> int:
+        """Over all models and tasks."""
+        return sum(t.owed for t in self.tasks)
