@@ -130,7 +130,7 @@ for _name, _pattern, _first in (
     ("float", FLOAT.pattern, list("-+.0123456789")),
     ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), _first)
+    cast("Any", _Loader).add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def parse(text: str, origin: Origin) -> Node:

@@ -99,14 +99,13 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], *, typed: bool) -> 
         return dict(over)
     out = dict(base)
     for key, value in over.items():
-        old = out.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        out[key] = _merge(_mapping(old), _mapping(value), typed=key in TYPED) if both else value
+        old: object = out.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            below = cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", value)
+            out[key] = _merge(*below, typed=key in TYPED)
+        else:
+            out[key] = value
     return out
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value)
 
 
 def reproducible(engine: Engine) -> Engine:
