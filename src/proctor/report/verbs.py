@@ -57,9 +57,10 @@ def worker_table(status: RunStatus) -> Layout:
 
 def _plan_notes(plan: Plan) -> tuple[str, ...]:
     forecast = plan.forecast
+    wall, server = duration(forecast.wall_s), duration(forecast.server_seconds)
     notes = [
-        f"{count(forecast.requests)} requests owed in {count(forecast.shards)} shards; about "
-        f"{duration(forecast.wall_s)} on {forecast.workers} worker(s), {duration(forecast.server_seconds)} of server time"
+        f"{count(forecast.requests)} requests owed in {count(forecast.shards)} shards; about {wall} on "
+        f"{forecast.workers} worker(s), {server} of server time"
     ]
     shared = sum(m.shared for m in plan.models)
     if shared:
