@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""Requests in, responses out."""

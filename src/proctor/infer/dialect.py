@@ -1,0 +1,107 @@
+"""What each make of server calls the sampling fields, and which it understands at all."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any, cast
+
+from proctor.infer.client import Client
+from proctor.infer.engine import PhysicalRequest, Sampling
+
+
+class Dialect(StrEnum):
+    """Whose extensions of the OpenAI protocol a server speaks."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMA_CPP = "llama.cpp"
+    OPENAI = "openai"
+    """Only the standard fields: a strict endpoint refuses others."""
+
+
+_BY_ENGINE = {"vllm": Dialect.VLLM, "fake": Dialect.VLLM, "sglang": Dialect.SGLANG, "llama.cpp": Dialect.LLAMA_CPP}
+
+
+async def find_dialect(client: Client, engine: str) -> Dialect:
+    """From the engine's name, or from what an unnamed server answers to."""
+    if engine in _BY_ENGINE:
+        return _BY_ENGINE[engine]
+    if "default_generation_settings" in (await client.get("/props") or {}):
+        return Dialect.LLAMA_CPP
+    if "model_path" in (await client.get("/get_model_info") or {}):
+        return Dialect.SGLANG
+    if "version" in (await client.get("/version") or {}):
+        return Dialect.VLLM
+    return Dialect.OPENAI
+
+
+def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, dict[str, Any]]:
+    """Path and body of one generation, with every sampling field that the dialect has.
+
+    Without ids and text, the server renders the messages itself (/v1/chat/completions).
+    """
+    sampling = request.sampling
+    assert sampling is not None
+    body = sampling_fields(sampling, dialect)
+    if request.prompt_ids is not None:
+        return "/v1/completions", {"prompt": request.prompt_ids} | body
+    if request.prompt_text is not None:
+        return "/v1/completions", {"prompt": request.prompt_text} | body
+    asked = request.request
+    body["messages"] = [{"role": m.role, "content": m.content} for m in asked.messages]
+    if dialect is not Dialect.OPENAI:
+        body["add_generation_prompt"] = asked.add_generation_prompt
+        if dialect is not Dialect.LLAMA_CPP:
+            body["continue_final_message"] = not asked.add_generation_prompt
+        arguments = json.loads(asked.template_arguments)
+        if arguments:
+            body["chat_template_kwargs"] = arguments
+    return "/v1/chat/completions", body
+
+
+def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
+    """Every sampling field under the dialect's name, neutral values included: nothing is left to a default."""
+    body: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "n": 1,
+        "stream": False,
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if dialect is Dialect.LLAMA_CPP:
+        body |= _llama_cpp(sampling)
+    elif dialect is not Dialect.OPENAI:
+        body |= {
+            "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "min_tokens": sampling.min_tokens,
+        }
+        if sampling.stop_token_ids:
+            body["stop_token_ids"] = list(sampling.stop_token_ids)
+        if dialect is Dialect.VLLM:
+            body["return_token_ids"] = True
+    return body | cast("dict[str, Any]", json.loads(sampling.extra))
+
+
+def _llama_cpp(sampling: Sampling) -> dict[str, Any]:
+    return {
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "typical_p": 1.0,
+        "repeat_penalty": sampling.repetition_penalty,
+        # The whole context, as transformers and vLLM count; llama.cpp's default looks at 64 tokens.
+        "repeat_last_n": -1,
+        "dry_multiplier": 0.0,
+        "xtc_probability": 0.0,
+        "mirostat": 0,
+        "dynatemp_range": 0.0,
+        "cache_prompt": True,
+    }

@@ -1,0 +1,181 @@
+"""Log-likelihood over HTTP, by the ways that servers offer.
+
+- **echo**: `/v1/completions` gives back the prompt with a log-probability for each of its tokens. One request for
+  each passage, or one list of prompts for several.
+- **forced**: llama.cpp's `/completion` is asked for one token at a time, with a logit bias that forces the token to
+  score; the log-probability it reports is the one before the bias. The server's prefix cache makes a step cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from proctor.infer.client import Broken, Client, Reply
+from proctor.infer.engine import Passage
+from proctor.records import Boundary
+
+FORCING_BIAS: Final = 10_000.0
+"""Added to one token's logit: far above any difference between logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One passage's scored tokens."""
+
+    token_logprobs: tuple[float, ...]
+    is_greedy: bool
+    """Every scored token is the most probable one at its place (ties count as greedy), as lm-eval's classes say."""
+    prompt_tokens: int = 0
+    latency_s: float = 0.0
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm, summed over the scored tokens."""
+        return float(sum(self.token_logprobs))
+
+
+def echo_body(prompts: Sequence[Sequence[int]] | str, *, max_tokens: int) -> dict[str, Any]:
+    """The request that asks for prompt log-probabilities; a single prompt goes unwrapped."""
+    prompt: object = prompts if isinstance(prompts, str) else prompts[0] if len(prompts) == 1 else list(prompts)
+    return {
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "echo": True,
+        "logprobs": 1,
+        "temperature": 0.0,
+        "stream": False,
+    }
+
+
+async def score_by_echo(
+    client: Client, passages: Sequence[Passage], *, max_tokens: int, extra: dict[str, Any]
+) -> list[Scored | Broken]:
+    """Score passages with one request; a list of several that is refused as a whole is asked one by one."""
+    body = echo_body([p.token_ids for p in passages], max_tokens=max_tokens) | extra
+    reply = await client.post("/v1/completions", body)
+    if isinstance(reply, Broken):
+        if len(passages) == 1 or reply.retryable:
+            return [reply] * len(passages)
+        singles = [await score_by_echo(client, [p], max_tokens=max_tokens, extra=extra) for p in passages]
+        return [single[0] for single in singles]
+    try:
+        choices = ordered_choices(reply.value)
+        if len(choices) != len(passages):
+            raise ValueError(f"{len(choices)} answers to {len(passages)} prompts")
+    except (KeyError, TypeError, ValueError) as error:
+        return [_unreadable(error, reply)] * len(passages)
+    latency = reply.latency_s / len(passages)
+    return [_read_echo(choice, p, max_tokens, latency, reply) for choice, p in zip(choices, passages, strict=True)]
+
+
+async def score_text_by_echo(
+    client: Client, text: str, start: int, *, max_tokens: int, extra: dict[str, Any]
+) -> Scored | Broken:
+    """Score the tokens of `text` that begin at or after character `start`, by the offsets that the server returns."""
+    reply = await client.post("/v1/completions", echo_body(text, max_tokens=max_tokens) | extra)
+    if isinstance(reply, Broken):
+        return reply
+    try:
+        choice = ordered_choices(reply.value)[0]
+        offsets = [int(o) for o in choice["logprobs"]["text_offset"]]
+        end = len(offsets) - (len(offsets) - _prompt_length(choice, text)) if max_tokens else len(offsets)
+        first = next((i for i in range(end) if offsets[i] >= start), end)
+        first = max(first, 1) if start == 0 else first
+        scored = _slice(choice["logprobs"], first, end)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _unreadable(error, reply)
+    if offsets[first:end] and offsets[first] != start and start > 0:
+        message = "the server's tokens do not break where the context ends; a local tokenizer is needed"
+        return Broken(boundary=Boundary.RENDER, message=message, retryable=False)
+    return Scored(token_logprobs=scored[0], is_greedy=scored[1], prompt_tokens=end, latency_s=reply.latency_s)
+
+
+async def score_by_forcing(client: Client, passage: Passage, *, extra: dict[str, Any]) -> Scored | Broken:
+    """Score one passage token by token, in order, so that each step finds the one before in the prefix cache."""
+    ids = passage.token_ids
+    logprobs: list[float] = []
+    greedy, latency = True, 0.0
+    for at in range(len(ids) - passage.scored, len(ids)):
+        step = await force(client, ids[:at], ids[at], extra=extra)
+        if isinstance(step, Broken):
+            return step
+        logprob, top, seconds = step
+        logprobs.append(logprob)
+        greedy = greedy and top == ids[at]
+        latency += seconds
+    return Scored(token_logprobs=tuple(logprobs), is_greedy=greedy, prompt_tokens=len(ids), latency_s=latency)
+
+
+async def force(
+    client: Client, prompt: Sequence[int], token: int, *, extra: dict[str, Any]
+) -> tuple[float, int, float] | Broken:
+    """(log-probability of `token` after `prompt`, the most probable token, seconds), from llama.cpp's own route."""
+    body = {
+        "prompt": prompt,
+        "n_predict": 1,
+        "n_probs": 1,
+        "temperature": 0.0,
+        "logit_bias": [[token, FORCING_BIAS]],
+        "cache_prompt": True,
+        "stream": False,
+    }
+    reply = await client.post("/completion", body | extra, named=False)
+    if isinstance(reply, Broken):
+        return reply
+    try:
+        step = reply.value["completion_probabilities"][0]
+        if int(step["id"]) != token:
+            raise ValueError(f"token {step['id']} came back where {token} was forced")
+        return float(step["logprob"]), int(step["top_logprobs"][0]["id"]), reply.latency_s
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _unreadable(error, reply)
+
+
+def ordered_choices(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The choices of a completion in the order of the prompts. Raises KeyError or TypeError if there are none."""
+    choices = cast("list[dict[str, Any]]", value["choices"])
+    return choices if len(choices) < 2 else sorted(choices, key=lambda choice: int(choice["index"]))
+
+
+def echoed_values(choice: dict[str, Any]) -> list[float | None]:
+    """The log-probability of each token of a choice. Raises KeyError or TypeError if there are none."""
+    logprobs = cast("dict[str, list[float | None]]", choice["logprobs"])
+    return list(logprobs["token_logprobs"])
+
+
+def _read_echo(
+    choice: dict[str, Any], passage: Passage, max_tokens: int, latency_s: float, reply: Reply
+) -> Scored | Broken:
+    length = len(passage.token_ids)
+    try:
+        logprobs = choice["logprobs"]
+        got = len(logprobs["token_logprobs"])
+        if not length <= got <= length + max_tokens:
+            raise ValueError(f"{got} log-probabilities for a prompt of {length} tokens")
+        values, greedy = _slice(logprobs, length - passage.scored, length)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _unreadable(error, reply)
+    return Scored(token_logprobs=values, is_greedy=greedy, prompt_tokens=length, latency_s=latency_s)
+
+
+def _slice(logprobs: dict[str, Any], start: int, end: int) -> tuple[tuple[float, ...], bool]:
+    values = tuple(float(v) for v in logprobs["token_logprobs"][start:end])
+    tops = logprobs["top_logprobs"][start:end]
+    return values, all(value >= max(top.values()) for value, top in zip(values, tops, strict=True))
+
+
+def _prompt_length(choice: dict[str, Any], text: str) -> int:
+    """How many of the tokens belong to the prompt `text`."""
+    offsets = [int(o) for o in choice["logprobs"]["text_offset"]]
+    return sum(1 for o in offsets if o < len(text))
+
+
+def _unreadable(error: Exception, reply: Reply) -> Broken:
+    return Broken(
+        boundary=Boundary.SERVER,
+        message=f"the answer has no usable log-probabilities: {type(error).__name__}: {error}",
+        retryable=True,
+        attempts=reply.attempts,
+    )

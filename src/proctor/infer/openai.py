@@ -1,0 +1,293 @@
+"""The engine over HTTP: an OpenAI-compatible server of any make, one or several of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+from proctor.config.spec import OpenAIEngine as OpenAISpec
+from proctor.infer.client import Broken, Client, Retries, Timeouts
+from proctor.infer.dialect import Dialect, find_dialect, generation_body
+from proctor.infer.engine import Passage, PhysicalRequest
+from proctor.infer.loglikelihood import (
+    Scored,
+    ordered_choices,
+    score_by_echo,
+    score_by_forcing,
+    score_text_by_echo,
+)
+from proctor.infer.probe import Conformance, probe
+from proctor.infer.profiles import finish_text
+from proctor.infer.resolve import Resolver, TokenizerSource, context_length
+from proctor.infer.server import Backend
+from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response
+
+SCORED: Final = (Kind.LOGLIKELIHOOD, Kind.ROLLING)
+
+
+class OpenAIEngine:
+    """Implements `infer.engine.Engine`.
+
+    `backends` and `info` are asked anew when needed, because a restarted server has another port. `tokenizer` says
+    where ids come from: a directory with tokenizer.json (then `resolve` needs no server), `SERVER` for the server's
+    own /tokenize, or None (text prompts only). `model_directory` is read for config.json and generation_config.json.
+    """
+
+    def __init__(
+        self,
+        spec: OpenAISpec,
+        *,
+        backends: Callable[[], Sequence[Backend]],
+        info: Callable[[], EngineInfo],
+        tokenizer: TokenizerSource = None,
+        model_directory: str | None = None,
+        retries: Retries | None = None,
+    ) -> None:
+        self._spec = spec
+        self._read_info = info
+        self._client = Client(
+            backends,
+            timeouts=Timeouts(request=spec.timeout_s),
+            retries=retries or Retries(attempts=spec.retries),
+            max_in_flight=spec.max_in_flight,
+        )
+        self._resolver = Resolver(spec, tokenizer, client=self._client, model_directory=model_directory)
+        self._dialect: Dialect | None = None
+        self._conformance: Conformance | None = None
+        self._probing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What answers; `method` is filled in by the probe, before the first log-likelihood."""
+        found = self._read_info()
+        return found if self._conformance is None else replace(found, method=self._conformance.method)
+
+    @property
+    def conformance(self) -> Conformance | None:
+        """What the probe found; None before the first log-likelihood."""
+        return self._conformance
+
+    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+        return await self._resolver.resolve(requests)
+
+    async def prove(self) -> Conformance:
+        """Run the conformance probe now, once. Raises ProbeError if no way to score is right on this server."""
+        async with self._probing:
+            if self._conformance is None:
+                self._conformance = await probe(
+                    self._client,
+                    dialect=await self._find_dialect(),
+                    tokenizer=await self._resolver.tokenizer(),
+                    wanted=self._spec.loglikelihood,
+                    extra=self._extra,
+                )
+            return self._conformance
+
+    async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:
+        await self._find_dialect()
+        answers: asyncio.Queue[list[Answer]] = asyncio.Queue()
+        window = _Window(self._client)
+        feeder = asyncio.create_task(self._feed(requests, window, answers))
+        finished = object()
+        feeder.add_done_callback(lambda _: answers.put_nowait(cast("list[Answer]", finished)))
+        try:
+            while True:
+                batch = await answers.get()
+                if cast(object, batch) is finished:
+                    break
+                for answer in batch:
+                    yield answer
+                window.leave()
+            await feeder
+        finally:
+            feeder.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([feeder])
+
+    async def _feed(
+        self, requests: AsyncIterable[PhysicalRequest], window: _Window, answers: asyncio.Queue[list[Answer]]
+    ) -> None:
+        async def work(batch: list[PhysicalRequest]) -> None:
+            answers.put_nowait(await self._answer(batch))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for batch in self._batches(requests):
+                    await window.enter()
+                    group.create_task(work(batch))
+        except BaseExceptionGroup as errors:
+            # One lost server ends every request in flight with the same error: the first tells it.
+            raise _first(errors) from None
+
+    async def _batches(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[list[PhysicalRequest]]:
+        """Single requests, or neighbouring log-likelihoods together as far as `batch_size` allows."""
+        held: list[PhysicalRequest] = []
+        size = self._spec.batch_size
+        async for request in requests:
+            if request.kind in SCORED and self._conformance is None:
+                await self.prove()
+            if size > 1 and self._conformance and self._conformance.lists and len(request.passages) == 1:
+                held.append(request)
+                if len(held) >= size:
+                    yield held
+                    held = []
+            else:
+                yield [request]
+        if held:
+            yield held
+
+    async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
+        if len(batch) > 1:
+            return await self._score_together(batch)
+        request = batch[0]
+        if request.kind is Kind.GENERATE:
+            return [await self._generate(request)]
+        return [await self._score(request)]
+
+    async def _generate(self, request: PhysicalRequest) -> Answer:
+        assert request.sampling is not None
+        path, body = generation_body(request, await self._find_dialect())
+        reply = await self._client.post(path, body)
+        if isinstance(reply, Broken):
+            return _failure(request, reply)
+        try:
+            choice = ordered_choices(reply.value)[0]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+            usage = cast("dict[str, int]", reply.value.get("usage") or {})
+            ids = choice.get("token_ids")
+            return Response(
+                key=request.key,
+                physical_key=request.physical_key,
+                text=finish_text(self._spec.profile, text or "", request.sampling),
+                token_ids=None if ids is None else tuple(int(t) for t in ids),
+                finish_reason=choice.get("finish_reason"),
+                prompt_tokens=int(usage.get("prompt_tokens") or len(request.prompt_ids or ())),
+                completion_tokens=int(usage.get("completion_tokens") or 0),
+                truncated_tokens=request.truncated_tokens,
+                seed=request.sampling.seed,
+                seed_honoured=self._seed_honoured(request.sampling.seed),
+                engine_id=self._engine_id(""),
+                latency_s=reply.latency_s,
+                created=time.time(),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            message = f"the answer is no completion: {type(error).__name__}: {error}"
+            return _failure(request, Broken(boundary=Boundary.SERVER, message=message, retryable=True))
+
+    async def _score(self, request: PhysicalRequest) -> Answer:
+        if request.prompt_text is not None:
+            start = context_length(request.request)
+            outcome = await score_text_by_echo(
+                self._client, request.prompt_text, start, max_tokens=self._max_tokens, extra=self._extra
+            )
+            return self._scored(request, [outcome])
+        wanted = [p for p in request.passages if p.scored]
+        outcomes = await asyncio.gather(*(self._score_passage(p) for p in wanted))
+        return self._scored(request, outcomes)
+
+    async def _score_passage(self, passage: Passage) -> Scored | Broken:
+        if self._conformance is not None and self._conformance.method == "forced":
+            return await score_by_forcing(self._client, passage, extra=self._extra)
+        found = await score_by_echo(self._client, [passage], max_tokens=self._max_tokens, extra=self._extra)
+        return found[0]
+
+    async def _score_together(self, batch: list[PhysicalRequest]) -> list[Answer]:
+        passages = [r.passages[0] for r in batch]
+        found = await score_by_echo(self._client, passages, max_tokens=self._max_tokens, extra=self._extra)
+        return [self._scored(r, [outcome]) for r, outcome in zip(batch, found, strict=True)]
+
+    def _scored(self, request: PhysicalRequest, outcomes: Sequence[Scored | Broken]) -> Answer:
+        good: list[Scored] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Broken):
+                return _failure(request, outcome)
+            good.append(outcome)
+        logprobs = tuple(value for one in good for value in one.token_logprobs)
+        return Response(
+            key=request.key,
+            physical_key=request.physical_key,
+            logprob=float(sum(one.logprob for one in good)),
+            is_greedy=all(one.is_greedy for one in good),
+            token_logprobs=logprobs,
+            prompt_tokens=sum(one.prompt_tokens for one in good),
+            truncated_tokens=request.truncated_tokens,
+            engine_id=self._engine_id(self._conformance.method if self._conformance else ""),
+            latency_s=sum(one.latency_s for one in good),
+            created=time.time(),
+        )
+
+    async def _find_dialect(self) -> Dialect:
+        if self._dialect is None:
+            self._dialect = await self._choose_dialect()
+        return self._dialect
+
+    async def _choose_dialect(self) -> Dialect:
+        if self._spec.dialect != "auto":
+            return Dialect(self._spec.dialect)
+        return await find_dialect(self._client, self._read_info().engine)
+
+    def _seed_honoured(self, seed: int | None) -> bool | None:
+        # A strict OpenAI endpoint only promises to try.
+        return None if seed is None or self._dialect is Dialect.OPENAI else True
+
+    def _engine_id(self, method: str) -> str:
+        return replace(self._read_info(), method=method).id
+
+    @property
+    def _max_tokens(self) -> int:
+        return self._conformance.max_tokens if self._conformance else 1
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        return dict(self._spec.extra_body)
+
+
+class _Window:
+    """How far the feeder runs ahead: what is in flight, queued for a slot, or answered and not yet taken."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._inside = 0
+        self._room = asyncio.Event()
+
+    async def enter(self) -> None:
+        # Half as many again as may be in flight, so that a freed slot finds a request waiting.
+        while self._inside >= self._client.limiter.limit * 3 // 2 + 1:
+            self._room.clear()
+            await self._room.wait()
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+        self._room.set()
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    found = errors.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", found)) if isinstance(found, BaseExceptionGroup) else found
+
+
+def _failure(request: PhysicalRequest, broken: Broken) -> Failure:
+    return Failure(
+        key=request.key,
+        physical_key=request.physical_key,
+        boundary=broken.boundary,
+        message=broken.message,
+        retryable=broken.retryable,
+        attempts=broken.attempts,
+        created=time.time(),
+    )

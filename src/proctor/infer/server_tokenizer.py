@@ -1,0 +1,86 @@
+"""Tokenisation by the server: llama.cpp's and vLLM's /tokenize, where no local tokenizer.json exists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
+
+from proctor.errors import ServerError
+from proctor.infer.chat_template import DEFAULT_DATE, ChatTemplates
+from proctor.infer.client import Broken, Client
+from proctor.records import digest
+
+
+class ServerTokenizer:
+    """Asks the server for ids; its special tokens and chat template come from /props or /tokenizer_info."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        llama_cpp: bool,
+        special_tokens: Mapping[str, str],
+        special_ids: Mapping[str, int],
+        templates: ChatTemplates | None,
+    ) -> None:
+        self._client = client
+        self._llama_cpp = llama_cpp
+        self._special_tokens = special_tokens
+        self._special_ids = special_ids
+        self._templates = templates
+
+    @classmethod
+    async def open(cls, client: Client, *, date: str = DEFAULT_DATE) -> Self:
+        """Find out what the server offers. Raises ServerError if it cannot tokenise."""
+        props = await client.get("/props") or {}
+        llama_cpp = "default_generation_settings" in props
+        facts = props if llama_cpp else await client.get("/tokenizer_info") or {}
+        texts = {n: facts[n] for n in ("bos_token", "eos_token") if isinstance(facts.get(n), str) and facts[n]}
+        template = facts.get("chat_template")
+        templates = None
+        if isinstance(template, str) and template:
+            templates = ChatTemplates(sources={"default": template}, special_tokens=texts, date=date)
+        opened = cls(client, llama_cpp=llama_cpp, special_tokens=texts, special_ids={}, templates=templates)
+        encoded = await opened.encode([(text, False) for text in ("a", *texts.values())])
+        ids = {name: found[0] for name, found in zip(texts, encoded[1:], strict=True) if len(found) == 1}
+        return cls(client, llama_cpp=llama_cpp, special_tokens=texts, special_ids=ids, templates=templates)
+
+    @property
+    def identity(self) -> str:
+        # The ids themselves enter the keys; this only tells the two ways of getting them apart.
+        return digest("server")
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        return self._special_tokens
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        return self._special_ids
+
+    @property
+    def templates(self) -> ChatTemplates | None:
+        return self._templates
+
+    async def encode(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Raises ServerError when the server refuses to tokenise."""
+        return list(await asyncio.gather(*(self._encode(text, special) for text, special in texts)))
+
+    async def _encode(self, text: str, special: bool) -> list[int]:
+        if not text and not special:
+            return []
+        body: dict[str, Any] = (
+            {"content": text, "add_special": special, "parse_special": True}
+            if self._llama_cpp
+            else {"prompt": text, "add_special_tokens": special}
+        )
+        reply = await self._client.post("/tokenize", body, named=not self._llama_cpp)
+        tokens = None if isinstance(reply, Broken) else reply.value.get("tokens")
+        if not isinstance(tokens, list):
+            said = reply.message if isinstance(reply, Broken) else "no `tokens` in the answer"
+            raise ServerError(
+                f"the server does not tokenise: {said}",
+                hint="set `tokenizer:` of the model to a directory with tokenizer.json",
+            )
+        return [int(t) for t in cast("list[int]", tokens)]

@@ -1,0 +1,69 @@
+"""What the fake server can be told to do, and to do wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+EchoMode = Literal["right", "ignored", "shifted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Seconds added to every completion."""
+
+    fixed_s: float = 0.0
+    lognormal_s: float = 0.0
+    """Median of a log-normal part; 0: none."""
+    sigma: float = 0.5
+    """Its standard deviation, in the logarithm."""
+    per_token_s: float = 0.0
+    """For each generated token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """Shares of the completions that go wrong, drawn by a seeded generator; they add up to 1 at most."""
+
+    rate_limited: float = 0.0
+    """429 with Retry-After."""
+    server_error: float = 0.0
+    """500."""
+    reset: float = 0.0
+    """The connection is cut without an answer."""
+    stall: float = 0.0
+    """No answer at all until the client gives up."""
+    truncated: float = 0.0
+    """200 with half of the JSON text."""
+    error_body: float = 0.0
+    """200 with an error object."""
+    retry_after_s: float = 0.05
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Answers depend on `weights`, the prompt and the sampling fields only: several instances agree."""
+
+    weights: str = "fake"
+    served_model: str = "default"
+    end_share: float = 1 / 24
+    latency: Latency = field(default_factory=Latency)
+    faults: Faults = field(default_factory=Faults)
+    echo: EchoMode = "right"
+    echo_zero: bool = True
+    """Whether max_tokens 0 is allowed beside echo."""
+    native: bool = False
+    """Offer llama.cpp's /completion, /props and /tokenize instead of vLLM's /version and /tokenize."""
+    max_model_len: int = 1_000_000
+    """Prompt and output together; a longer request is refused with 400."""
+    slow_start_s: float = 0.0
+    """503 for everything until then."""
+    die_after: int | None = None
+    """The process ends without a word when this many completions have been asked and one more comes."""
+    journal: str | None = None
+    """File that gets one line for each prompt as it arrives: digest, path, what was done with it."""
+    api_key: str | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Sampling fields that a request does not send: what a model's generation_config.json does to a real server."""
