@@ -12,7 +12,7 @@ import importlib
 import json
 import uuid
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 TAG: Final = "\x00proctor"
 """Key of a tagged value: {TAG: [kind, content]}."""
@@ -44,7 +44,7 @@ def load(text: str) -> Any:
 
 def encode(value: Any, where: str = "document") -> Any:
     """`value` in terms of JSON. Types are kept: a tuple does not come back as a list. Raises Unkept."""
-    kind = type(value)
+    kind = cast("type[Any]", type(value))
     if value is None or kind in (bool, int, float, str):
         return value
     if kind is list:
@@ -57,7 +57,7 @@ def encode(value: Any, where: str = "document") -> Any:
 
 
 def _tagged(value: Any, where: str) -> list[Any]:
-    kind = type(value)
+    kind = cast("type[Any]", type(value))
     for name, (cls, to_text, _) in _TEXTUAL.items():
         if kind is cls:
             return [name, to_text(value)]

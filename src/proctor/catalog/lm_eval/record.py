@@ -5,7 +5,8 @@ each leaf is a file of its own: what `source` makes a Recording from.
 """
 
 # lm-eval is not in the environment that the types are checked in.
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from proctor.catalog.lm_eval import chat, documents
 from proctor.catalog.lm_eval.session import Model, Prepared, config_digest, evaluate, multiturn, own_map_cache, version
-from proctor.catalog.lm_eval.tasks import Leaf, build, open_manager, plan, resolve
+from proctor.catalog.lm_eval.tasks import Leaf, Plan, anchored, build, open_manager, plan, resolve
 from proctor.catalog.lm_eval.wire import read_error, read_json, serve, write_error, write_json
 from proctor.errors import HarnessError, ProctorError, TaskError
 from proctor.records import Kind, Request, canonical_json
@@ -46,11 +47,21 @@ def main(directory: Path, job: Mapping[str, Any]) -> Any:
                 name = _work_name(leaf, shots)
                 work[name] = _recorder(manager, leaf, settings, directory / f"{name}.cache")
                 files.append(name)
-            groups = {name: group.child_names for name, group in planned.groups.items()}
-            suites.append({"spec": spec, "name": planned.name, "num_fewshot": shots, "leaves": files, "groups": groups})
+            suites.append(_suite(spec, planned, settings, files))
     _preload()
     in_processes(work, directory, job["workers"])
     return {"version": version(), "suites": suites}
+
+
+def _suite(spec: str, planned: Plan, settings: Mapping[str, Any], files: list[str]) -> dict[str, Any]:
+    return {
+        "spec": spec,
+        "name": planned.name,
+        "num_fewshot": settings["num_fewshot"],
+        "leaves": files,
+        "groups": {name: group.child_names for name, group in planned.groups.items()},
+        "index": anchored(planned.index, settings["include_path"]),
+    }
 
 
 def in_processes(work: Mapping[str, Callable[[Path], Any]], directory: Path, workers: int) -> None:
@@ -139,7 +150,7 @@ def record_leaf(manager: Any, leaf: Leaf, settings: Mapping[str, Any]) -> dict[s
         raise error if leaf.name in error.message else TaskError(f"task {leaf.name!r}: {error.message}") from error
     except ProctorError:
         raise
-    except Exception as error:  # noqa: BLE001  task code may raise anything; it is reported under the task's name
+    except Exception as error:  # Task code may raise anything; it is reported under the task's name.
         raise explained(error, leaf, holder.get("task")) from error
     raise TaskError(f"task {leaf.name!r} asks nothing")
 

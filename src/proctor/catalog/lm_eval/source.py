@@ -28,7 +28,7 @@ _ENVIRONMENT: Final = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """For the child: the same order of sets every time, no module from the working directory, no progress bars."""
-_MACHINE: Final = ("python", "include_path")
+_MACHINE: Final = ("python", "include_path", "index")
 """Settings of a suite that say where things are on this machine; no part of its id."""
 
 
@@ -158,6 +158,7 @@ def _suite(
         "name": found["name"],
         "num_fewshot": found["num_fewshot"],
         "groups": found["groups"],
+        "index": found["index"],
         "python": python,
     }
     identity = {key: value for key, value in full.items() if key not in _MACHINE}

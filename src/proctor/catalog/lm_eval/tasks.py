@@ -5,7 +5,8 @@ task, which loads data, is put off so that each can be built alone in a process 
 """
 
 # lm-eval is not in the environment that the types are checked in.
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from proctor.errors import TaskError, UnknownName
 
 KINDS = {Kind.TASK: "task", Kind.PY_TASK: "python", Kind.GROUP: "group", Kind.TAG: "tag"}
+_OWN = Path(manager_module.__file__).parent
 ClassMap = Callable[[type], type]
 """What to build a task from, given the class that lm-eval would take."""
 
@@ -51,17 +53,53 @@ class Plan:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     """Their leaves are stand-ins that know their names."""
-    roots: list[str] = field(default_factory=list)
+    index: list[list[Any]] = field(default_factory=list)
+    """Rows of the index that this name needed."""
 
 
 def index_rows(include_path: list[str]) -> list[list[Any]]:
     """[name, kind, path, tags, members] of everything lm-eval knows, its own tasks and those of `include_path`."""
     index = TaskManager(include_path=_checked(include_path) or None).task_index
+    return [_row(name, entry) for name, entry in index.items() if entry.kind in KINDS]
+
+
+def _row(name: str, entry: Entry) -> list[Any]:
+    return [name, KINDS[entry.kind], str(entry.yaml_path or ""), sorted(entry.tags), _members(entry)]
+
+
+def anchored(rows: list[list[Any]], include_path: list[str]) -> list[list[Any]]:
+    """Rows whose paths are [place, rest]: place 0 is lm-eval's own tasks, n the nth of `include_path`, -1 nowhere."""
+    places = [_OWN, *map(Path, include_path)]
+
+    def anchor(path: str) -> list[Any]:
+        inside = [n for n, place in enumerate(places) if path and Path(path).is_relative_to(place)]
+        return [inside[-1], str(Path(path).relative_to(places[inside[-1]]))] if inside else [-1, path]
+
+    return [[name, kind, anchor(path), tags, members] for name, kind, path, tags, members in rows]
+
+
+def unanchored(rows: list[list[Any]], include_path: list[str]) -> list[list[Any]]:
+    """The inverse of `anchored`, for this environment and these directories."""
+    places = [_OWN, *map(Path, include_path)]
     return [
-        [name, KINDS[entry.kind], str(entry.yaml_path or ""), sorted(entry.tags), _members(entry)]
-        for name, entry in index.items()
-        if entry.kind in KINDS
+        [name, kind, rest if place < 0 else str(places[place] / rest), tags, members]
+        for name, kind, (place, rest), tags, members in rows
     ]
+
+
+class _Noticing(dict[str, Entry]):
+    """An index that notices which of its names are used."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        super().__init__(entries)
+        self.noticed: set[str] = set()
+
+    def __getitem__(self, name: str) -> Entry:
+        self.noticed.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
 
 
 def open_manager(settings: Mapping[str, Any], rows: list[list[Any]] | None) -> TaskManager:
@@ -121,18 +159,19 @@ def plan(manager: TaskManager, spec: str) -> Plan:
         found[config["task"]] = Leaf(name=config["task"], entry=None, config=config)
         return _Stand(config["task"])
 
-    kept, factory_module.ConfigurableTask = manager._factory, inline
-    manager._factory = Planner(meta=manager.metadata)
+    kept, factory_module.ConfigurableTask = (manager._factory, manager._index), inline
+    manager._factory, manager._index = Planner(meta=manager.metadata), _Noticing(manager._index)
     try:
         what = load_yaml(spec, resolve_func=True) if spec.endswith((".yaml", ".yml")) else spec
         loaded = manager.load([what])
+        rows = [_row(name, manager._index[name]) for name in sorted(manager._index.noticed)]
     except (KeyError, TypeError, ValueError, AttributeError, ImportError, AssertionError) as error:
         raise TaskError(f"lm-eval cannot load {spec!r}: {type(error).__name__}: {error}") from error
     finally:
-        manager._factory, factory_module.ConfigurableTask = kept, ConfigurableTask
+        manager._factory, manager._index = kept
+        factory_module.ConfigurableTask = ConfigurableTask
     name = spec if isinstance(what, str) else str(what.get("group") or what.get("task"))
-    inside = {child for group in loaded["groups"].values() for child in group.child_names}
-    result = Plan(name=name, groups=loaded["groups"], roots=[g for g in loaded["groups"] if g not in inside])
+    result = Plan(name=name, groups=loaded["groups"], index=rows)
     result.leaves = {task: found[task] for task in loaded["tasks"]}
     if not result.leaves:
         raise TaskError(f"{spec!r} stands for no task")
