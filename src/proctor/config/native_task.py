@@ -1,16 +1,18 @@
-"""The shape of a native task file: strict, frozen. `load_task_file` turns YAML into a `NativeTask`."""
+"""The shape of a native task file: strict, frozen. `load_task_file` turns a file into a `NativeTask`."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from proctor.config.complaints import explain, text_places
+from proctor.config.document import Node, read
 from proctor.config.spec import Strict
-from proctor.errors import TaskError, nearest
+from proctor.errors import ConfigError, TaskError
 
 Output = Literal["multiple_choice", "generate", "perplexity"]
 MetricName = Literal[
@@ -34,6 +36,8 @@ METRICS: Final[dict[str, tuple[str, ...]]] = {
 
 DEFAULT_METRICS: Final[dict[str, tuple[str, ...]]] = METRICS | {"generate": ("exact_match",)}
 
+_SHORT: Final = {"extract": "do", "metrics": "metric"}
+"""A plain name in these lists stands for {KEY: NAME}."""
 _IGNORING: Final = ("exact_match", "contains")
 _FIELDS: Final[dict[str, tuple[frozenset[str], frozenset[str]]]] = {
     "multiple_choice": (
@@ -168,7 +172,7 @@ class NativeTask(Strict):
     """A task: documents, how each becomes a prompt, and how the answers are marked."""
 
     task: str = Field(min_length=1)
-    version: str | int | float = 1
+    version: str = "1"
     description: str = ""
     """For people: shown in lists, never sent to a model. See `instruction`."""
     dataset: DatasetSpec
@@ -196,15 +200,10 @@ class NativeTask(Strict):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("target", mode="before")
-    @classmethod
-    def _plain_index(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
     @field_validator("extract", "metrics", mode="before")
     @classmethod
     def _named(cls, value: Any, info: Any) -> Any:
-        key = "do" if info.field_name == "extract" else "metric"
+        key = _SHORT[info.field_name]
         if not isinstance(value, list | tuple):
             return value
         return tuple({key: v} if isinstance(v, str) else v for v in cast("list[Any]", value))
@@ -247,69 +246,42 @@ class NativeTask(Strict):
 
 
 def load_task_file(path: Path) -> NativeTask:
-    """Read and check one task file. Raises TaskError that names the file, the key and the valid keys."""
+    """Read and check one task file. Raises TaskError with file, line, key and the valid keys."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
+        root = read(path)
+    except ConfigError as error:
         raise TaskError(
-            f"cannot read the task file {str(path)!r}: {error.strerror or error}",
-            hint="`proctor tasks` lists the packaged ones (demo:...); a file is named by its path",
+            error.message,
+            hint="`proctor tasks` lists the packaged tasks (demo:...); any other is named by the path of its file",
         ) from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"the task file {str(path)!r} is not UTF-8 text: {error}") from error
+    if root.keys is None:
+        found = "a list" if root.items is not None else "empty" if root.scalar is None else repr(root.text[:40])
+        raise TaskError(f"{root.origin}: a task file is a mapping with task, dataset and output; this one is {found}")
+    return _validated(_spelt_out(root), str(path))
+
+
+def _spelt_out(root: Node) -> Node:
+    """Names in `extract` and `metrics` as mappings, so that a message finds their line."""
+    for key, short in _SHORT.items():
+        node = root.child(key)
+        for i, item in enumerate(node.items or ()) if node is not None else ():
+            if isinstance(item.scalar, str):
+                root = root.put((key, i), Node(origin=item.origin, keys={short: item}))
+    return root
+
+
+def _validated(root: Node, shown: str) -> NativeTask:
     try:
-        value: object = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TaskError(f"the task file {str(path)!r} is not valid YAML: {error}") from error
-    if not isinstance(value, dict):
-        found = "empty" if value is None else type(value).__name__
-        raise TaskError(f"the task file {str(path)!r} must be a mapping with task, dataset and output; it is {found}")
-    try:
-        return NativeTask.model_validate(value)
+        return NativeTask.model_validate(root.plain())
     except ValidationError as error:
-        raise TaskError(f"the task file {str(path)!r} is wrong:\n" + "\n".join(_explained(error))) from error
-
-
-def _explained(error: ValidationError) -> list[str]:
-    lines: list[str] = []
-    for problem in error.errors(include_url=False, include_context=False):
-        loc = problem["loc"]
-        where = ".".join(str(part) for part in loc)
-        if problem["type"] == "extra_forbidden":
-            valid = sorted(_model_at(loc[:-1]).model_fields)
-            near = nearest(str(loc[-1]), valid)
-            shown = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
-            lines.append(f"  {where}: unknown key {str(loc[-1])!r}; {shown}")
-        elif problem["type"] == "string_type" and isinstance(problem["input"], bool):
-            lines.append(f"  {where}: must be text; YAML reads yes, no, on and off as true or false: quote it")
-        elif problem["type"] == "missing":
-            lines.append(f"  {where}: this key is needed")
-        elif problem["type"] == "literal_error":
-            lines.append(f"  {where}: {_near_literal(loc, problem['input'], problem['msg'])}")
-        else:
-            what = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  {where}: {what}" if where else f"  {what}")
-    return lines
-
-
-def _near_literal(loc: tuple[int | str, ...], given: object, message: str) -> str:
-    valid = [str(v) for v in get_args(MetricName)] if loc[-1] == "metric" else re.findall(r"'([^']+)'", message)
-    near = nearest(str(given), valid)
-    return f"unknown value {given!r}; " + (f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}")
-
-
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    model: type[BaseModel] = NativeTask
-    for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
+        as_written = text_places(error, root)
+        for loc, node in as_written:
+            root = root.put(loc, replace(node, scalar=node.text))
+        if as_written:
+            return _validated(root, shown)
+        lines = explain(error, root, NativeTask)
+        text = f"{shown}: {len(lines)} problems\n  " + "\n  ".join(lines) if len(lines) > 1 else lines[0]
+        raise TaskError(text) from None
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
