@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,26 +19,29 @@ from proctor.errors import StoreError
 from proctor.records import Answer, EngineInfo, Failure
 from proctor.store import part, rows, struck
 from proctor.store.durable import GONE, as_store_error, store_errors
-from proctor.store.keys import KeyArray, KeyTable, key_array
+from proctor.store.index import Index, Mask, Numbers
+from proctor.store.keys import KeyArray, key_array
 from proctor.store.owner import Alive, alive
 from proctor.store.rows import Damage
-from proctor.store.scan import (
-    KIND_ALIAS,
-    KIND_PERMANENT,
-    KIND_RESPONSE,
-    KIND_RETRYABLE,
-    Block,
-    resolution_number,
-    scan,
-)
-from proctor.store.segments import Listing, listing, open_segment
+from proctor.store.scan import KIND_ALIAS, KIND_RETRYABLE, Block, resolution_number
+from proctor.store.segments import Listing, listing, open_segment, scan_segment, segment_bodies
 
 _ROUNDS: Final = 6
 """Listings taken before a file that came and went is believed to be gone."""
 _ROUND_WAIT_S: Final = 0.05
-_READ_BYTES: Final = 8 << 20
-_READ_GAP: Final = 64 << 10
-"""Rows nearer than this are read in one go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Rows of one model."""
+
+    responses: int
+    """Distinct physical keys with a response."""
+    answered: int
+    """Distinct keys answered under the resolution that was asked for."""
+    aliases: int
+    failures: int
+    duplicates: int
 
 
 @dataclass(slots=True, eq=False)
@@ -55,37 +59,47 @@ class _Source:
     replaces: tuple[str, ...] = ()
 
 
+@dataclass(slots=True, eq=False)
+class _Gain:
+    """Rows that a refresh has found."""
+
+    blocks: list[Block] = field(default_factory=list[Block])
+    sources: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
+
+    def add(self, source: _Source, block: Block) -> None:
+        if len(block):
+            self.blocks.append(block)
+            self.sources.append(np.full(len(block), source.number, np.int32))
+
+
 class Answers:
     """A snapshot of the answers under one resolution, moved forward by `refresh`.
 
     The first success for a key, and for a physical key, by time stamp, is its answer for ever; a success
-    supersedes failures, and of failures the last one counts. Not safe for use by two threads at a time.
+    supersedes failures, and of failures the last one counts. One thread may refresh while others look up.
     """
 
     def __init__(self, directory: Path, resolution: str, *, alive: Alive = alive) -> None:
         """Read everything that is there. Raises StoreError if the store cannot be read."""
         self._directory = directory
-        self._resolution = resolution_number(resolution)
         self._alive = alive
         self._sources: dict[str, _Source] = {}
         self._by_number: dict[int, _Source] = {}
-        self._next_number = 0
-        self._rows = Block.empty()
-        self._source = np.empty(0, np.int32)
         self._struck: dict[str, struck.Struck] = {}
         self._read_damage: list[Damage] = []
-        self._index()
+        self._moving = threading.Lock()
+        self._index = Index(resolution_number(resolution), Block.empty(), np.empty(0, np.int32), np.empty(0, np.bool_))
         self.refresh()
 
     # --- what is known ---
 
     def answered(self, key: str) -> bool:
         """Whether a response to this key is stored."""
-        return bool(self._find(key_array([key]))[0] >= 0)
+        return bool(self._index.find(key_array([key]))[0] >= 0)
 
     def has_physical(self, physical_key: str) -> bool:
         """Whether a response to this physical key is stored, under whatever resolution."""
-        return bool(self._physical.find(key_array([physical_key]))[0] >= 0)
+        return bool(self._index.physical(key_array([physical_key]))[0] >= 0)
 
     def failure(self, key: str) -> Failure | None:
         """The last failure of a key that has no response. Raises StoreError if it cannot be read."""
@@ -94,16 +108,14 @@ class Answers:
 
     def owed(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that can still be answered: nothing is stored, or a failure that a retry may help."""
-        _, lost, permanent = self._split(key_array(keys))
-        return [keys[i] for i in np.flatnonzero(lost & ~permanent).tolist()]
+        return [keys[i] for i in np.flatnonzero(self._index.split(key_array(keys)).owed).tolist()]
 
     def failed(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that have failed for good; they are not owed."""
-        _, _, permanent = self._split(key_array(keys))
-        return [keys[i] for i in np.flatnonzero(permanent).tolist()]
+        return [keys[i] for i in np.flatnonzero(self._index.split(key_array(keys)).permanent).tolist()]
 
     def read(self, keys: Sequence[str]) -> dict[str, Answer]:
-        """The answers to those of `keys` that have one, failures included; one key is answered once.
+        """The answers to those of `keys` that have one, failures included, in the order of `keys`.
 
         What proves damaged while being read is left out, listed in `damage`, and owed from then on.
         Raises StoreError if the store cannot be read.
@@ -111,18 +123,19 @@ class Answers:
         out: dict[str, Answer] = {}
         left = list(dict.fromkeys(keys))
         for _ in range(_ROUNDS):
-            array = key_array(left)
-            found, lost, _ = self._split(array)
-            found[lost] = self._failures.find(array[lost])
+            index, by_number = self._index, self._by_number
+            split = index.split(key_array(left))
+            found = np.where(split.row >= 0, split.row, split.failure)
             known = np.flatnonzero(found >= 0)
-            bad, gone = self._fetch([left[i] for i in known.tolist()], found[known], out)
+            reader = _Reader(directory=self._directory, index=index, sources=by_number)
+            bad, gone = reader.fetch([left[i] for i in known.tolist()], found[known], out)
+            if bad:
+                self._strike(index, by_number, bad)
             if gone:
                 time.sleep(_ROUND_WAIT_S)
                 self.refresh()
-            if bad:
-                self._strike(bad)
             if not bad and not gone:
-                return out
+                return {key: out[key] for key in keys if key in out}
             left = [key for key in left if key not in out]
         raise StoreError(
             f"the answers in {self._directory} keep changing while they are read",
@@ -131,14 +144,14 @@ class Answers:
 
     def engines(self) -> dict[str, EngineInfo]:
         """Every engine that rows refer to, by id."""
-        return {engine.id: engine for source in self._sources.values() for engine in source.engines}
+        return {engine.id: engine for source in list(self._sources.values()) for engine in source.engines}
 
     @property
     def damage(self) -> list[Damage]:
         """What could not be understood, by file and offset."""
         found = [
             Damage(file=source.name, offset=offset, bytes=size)
-            for source in self._sources.values()
+            for source in list(self._sources.values())
             for offset, size in source.damage
         ]
         return sorted(found + self._read_damage, key=lambda d: (d.file, d.offset))
@@ -146,54 +159,44 @@ class Answers:
     @property
     def duplicates(self) -> int:
         """Responses to physical keys that had one already; they are kept and never used."""
-        mine = self._rows.kind == KIND_RESPONSE
-        surplus = int(mine.sum()) - len(self._physical)
-        if not surplus:
-            return 0
-        chosen = self._rows.take(mine)
-        order = np.lexsort((chosen.crc, chosen.at))
-        at, crc = chosen.at[order], chosen.crc[order]
-        return surplus - int(((at[1:] == at[:-1]) & (crc[1:] == crc[:-1])).sum())
+        return self._index.duplicates
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Rows: responses (distinct physical keys), aliases, failures, and keys answered under this resolution."""
-        kind = self._rows.kind
-        return {
-            "responses": len(self._physical),
-            "aliases": int((kind == KIND_ALIAS).sum()),
-            "failures": int((kind >= KIND_RETRYABLE).sum()),
-            "answered": len(self._logical),
-        }
+    def counts(self) -> Counts:
+        """How many rows of each kind there are."""
+        index = self._index
+        return Counts(
+            responses=index.responses,
+            answered=index.answered,
+            aliases=int((index.rows.kind == KIND_ALIAS).sum()),
+            failures=int((index.rows.kind >= KIND_RETRYABLE).sum()),
+            duplicates=index.duplicates,
+        )
 
     # --- bringing it up to date ---
 
     def refresh(self) -> None:
         """Take in new files and what open segments have gained. Raises StoreError if the store cannot be read."""
-        changed = False
-        with store_errors("read answers", self._directory):
+        gain = _Gain()
+        with self._moving, store_errors("read answers", self._directory):
             seen = listing(self._directory)
             for _ in range(_ROUNDS):
-                gained, settled = self._load(seen)
-                changed |= gained
-                again = listing(self._directory)
-                # Compaction may have moved rows from a file not yet listed to one no longer listed.
-                if settled and again.parts == seen.parts and again.segments.keys() == seen.segments.keys():
-                    break
+                settled = self._load(seen, gain)
                 if not settled:
                     time.sleep(_ROUND_WAIT_S)
-                    again = listing(self._directory)
+                again = listing(self._directory)
+                # Compaction may have moved rows from a file not yet listed to one no longer listed.
+                if settled and again.names == seen.names:
+                    break
                 seen = again
-            changed |= self._forget(seen)
-        if changed:
-            self._index()
+            self._take_in(seen, gain)
 
-    def _load(self, seen: Listing) -> tuple[bool, bool]:
-        """Read what `seen` lists; whether rows came in, and whether every file was there."""
-        changed, settled = False, True
+    def _load(self, seen: Listing, gain: _Gain) -> bool:
+        """Read what `seen` lists; whether every file was there."""
+        settled = True
         for name in sorted(seen.struck - self._struck.keys()):
-            self._struck[name] = struck.load(self._directory / name)
-            changed = True
+            with contextlib.suppress(FileNotFoundError):
+                self._struck[name] = struck.load(self._directory / name)
         for name in sorted(seen.parts - self._sources.keys()):
             try:
                 head, block = part.read_index(self._directory / name)
@@ -204,121 +207,104 @@ class Answers:
                 continue
             source = self._add_source(name, is_part=True)
             source.engines, source.replaces, source.finished = list(head.engines), head.replaces, True
-            self._append(source, block)
-            changed = True
+            gain.add(source, block)
         replaced = self._replaced()
-        for stem, sealed in sorted(seen.segments.items()):
+        for stem in sorted(seen.segments):
             source = self._sources.get(stem)
             if stem in replaced or (source is not None and source.finished):
                 continue
             try:
-                changed |= self._scan(stem, sealed)
+                self._scan(stem, gain)
             except FileNotFoundError:
                 settled = False
-        return changed, settled
+        return settled
 
-    def _scan(self, stem: str, sealed: bool) -> bool:
-        """Read on in a segment; whether it had more rows. FileNotFoundError if it is gone."""
-        fd, sealed = open_segment(self._directory, stem)
-        try:
-            source = self._sources.get(stem) or self._add_source(stem, is_part=False)
-            found = scan(fd, source.end, complete=sealed)
-            if not sealed and found.end < os.fstat(fd).st_size:
-                owner = found.owner or scan(fd, 0, complete=False).owner
-                if owner is not None and self._alive(owner) is False:
-                    tail = scan(fd, found.end, complete=True)
-                    found.blocks += tail.blocks
-                    found.engines += tail.engines
-                    found.damage += tail.damage
-                    found.end = tail.end
-        finally:
-            os.close(fd)
-        source.end, source.finished = found.end, sealed
+    def _scan(self, stem: str, gain: _Gain) -> None:
+        """Read on in a segment. FileNotFoundError if it is gone."""
+        source = self._sources.get(stem)
+        found, finished = scan_segment(self._directory, stem, source.end if source else 0, self._alive)
+        source = source or self._add_source(stem, is_part=False)
+        source.end, source.finished = found.end, finished
         source.engines += found.engines
         source.damage += found.damage
-        self._append(source, Block.joined(found.blocks))
-        return bool(found.blocks)
+        gain.add(source, Block.joined(found.blocks))
 
-    def _forget(self, seen: Listing) -> bool:
-        """Drop files that are replaced or gone."""
-        there = (seen.parts | seen.segments.keys()) - self._replaced()
-        gone = self._sources.keys() - there
-        if not gone:
-            return False
-        numbers = [self._sources[name].number for name in gone]
-        keep = ~np.isin(self._source, numbers)
-        self._rows, self._source = self._rows.take(keep), self._source[keep]
-        for name in gone:
-            del self._by_number[self._sources.pop(name).number]
-        return True
+    def _take_in(self, seen: Listing, gain: _Gain) -> None:
+        """Move to an index with the new rows and without those of files that are replaced or gone."""
+        index = self._index
+        if gain.blocks:
+            block, source = Block.joined(gain.blocks), np.concatenate(gain.sources)
+            index = index.added(block, source, ~self._struck_rows(block, source))
+        gone = self._sources.keys() - ((seen.parts | seen.segments.keys()) - self._replaced())
+        if gone:
+            numbers = [self._sources.pop(name).number for name in gone]
+            index = index.kept(~np.isin(index.source, numbers))
+        self._index = index
+
+    def _struck_rows(self, block: Block, source: NDArray[np.int32]) -> Mask:
+        """Which of these rows are known to be damaged."""
+        out = np.zeros(len(block), np.bool_)
+        for name, number in {entry for entries in self._struck.values() for entry in entries}:
+            if name in self._sources:
+                out |= (source == self._sources[name].number) & (block.where == number)
+        return out
 
     def _replaced(self) -> set[str]:
         return {name for source in self._sources.values() for name in source.replaces}
 
     def _add_source(self, name: str, *, is_part: bool) -> _Source:
-        source = _Source(name=name, is_part=is_part, number=self._next_number)
-        self._next_number += 1
+        source = _Source(name=name, is_part=is_part, number=len(self._by_number))
         self._sources[name] = self._by_number[source.number] = source
         return source
 
-    def _append(self, source: _Source, block: Block) -> None:
-        if len(block):
-            self._rows = Block.joined([self._rows, block])
-            self._source = np.concatenate([self._source, np.full(len(block), source.number, np.int32)])
+    def _strike(self, index: Index, by_number: dict[int, _Source], numbers: list[int]) -> None:
+        """Never use these rows again, and tell later readers where the store can be written."""
+        found = [
+            Damage(
+                file=by_number[int(index.source[n])].name,
+                offset=int(index.rows.where[n]),
+                bytes=int(index.rows.size[n]),
+            )
+            for n in sorted(set(numbers))
+        ]
+        in_parts = {(d.file, d.offset) for d in found if d.file.endswith(".parquet")}
+        with self._moving:
+            self._read_damage += found
+            if in_parts:
+                # A reader may well be on a read-only mount; the damage is reported all the same.
+                with contextlib.suppress(OSError):
+                    self._struck[struck.save(self._directory, in_parts)] = frozenset(in_parts)
+            bad = {(d.file, d.offset) for d in found}
+            now = self._index
+            names = {source.number: source.name for source in self._sources.values()}
+            same = [
+                n
+                for n in np.flatnonzero(np.isin(now.rows.where, [d.offset for d in found])).tolist()
+                if (names.get(int(now.source[n])), int(now.rows.where[n])) in bad
+            ]
+            self._index = now.without(np.array(same, np.int64))
 
-    def _index(self) -> None:
-        """Sort what is known."""
-        kind, at = self._rows.kind, self._rows.at
-        usable = ~self._struck_rows()
-        mine = usable & (self._rows.resolution == np.uint64(self._resolution))
 
-        def table(chosen: NDArray[np.bool_], keys: KeyArray, rank: NDArray[np.int64]) -> KeyTable:
-            numbers = np.flatnonzero(chosen).astype(np.int64)
-            return KeyTable(keys[numbers], numbers, rank[numbers])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    """Fetches the answers that an index points at."""
 
-        self._logical = table(mine & (kind <= KIND_ALIAS), self._rows.key, at)
-        self._failures = table(mine & (kind >= KIND_RETRYABLE), self._rows.key, -at)
-        self._physical = table(usable & (kind == KIND_RESPONSE), self._rows.physical, at)
+    directory: Path
+    index: Index
+    sources: dict[int, _Source]
 
-    def _struck_rows(self) -> NDArray[np.bool_]:
-        """Which rows are known to be damaged."""
-        out = np.zeros(len(self._rows), np.bool_)
-        for entry in {entry for entries in self._struck.values() for entry in entries}:
-            source = self._sources.get(entry[0])
-            if source is not None:
-                out |= (self._source == source.number) & (self._rows.where == entry[1])
-        return out
-
-    # --- finding and fetching ---
-
-    def _find(self, keys: KeyArray) -> NDArray[np.int64]:
-        """The row that answers each key; -1 where there is none."""
-        found = self._logical.find(keys)
-        known = found >= 0
-        found[known] = self._physical.find(self._rows.physical[found[known]])
-        return found
-
-    def _split(self, keys: KeyArray) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Rows that answer; which keys have none; which of those have failed for good."""
-        found = self._find(keys)
-        lost = found < 0
-        permanent = np.zeros(len(keys), np.bool_)
-        failures = self._failures.find(keys[lost])
-        if len(self._rows):
-            permanent[lost] = (failures >= 0) & (self._rows.kind[failures] == KIND_PERMANENT)
-        return found, lost, permanent
-
-    def _fetch(self, keys: list[str], numbers: NDArray[np.int64], out: dict[str, Answer]) -> tuple[list[int], bool]:
+    def fetch(self, keys: list[str], numbers: Numbers, out: dict[str, Answer]) -> tuple[list[int], bool]:
         """Put the answers that stand in these rows into `out`; say which are damaged, and whether a file is gone."""
         bad: list[int] = []
         gone = False
-        owners = self._source[numbers]
+        owners = self.index.source[numbers]
         for owner in np.unique(owners).tolist():
-            source = self._by_number[owner]
+            source = self.sources[owner]
             mine = np.flatnonzero(owners == owner)
-            mine = mine[np.argsort(self._rows.where[numbers[mine]], kind="stable")]
+            mine = mine[np.argsort(self.index.rows.where[numbers[mine]], kind="stable")]
+            bodies = self._bodies(source, numbers[mine])
             try:
-                for i, body in zip([int(i) for i in mine], self._bodies(source, numbers[mine]), strict=True):
+                for i, body in zip([int(i) for i in mine], bodies, strict=True):
                     answer = self._answer(int(numbers[i]), body, keys[i])
                     if answer is None:
                         bad.append(int(numbers[i]))
@@ -326,75 +312,42 @@ class Answers:
                         out[keys[i]] = answer
             except OSError as error:
                 if error.errno not in GONE:
-                    raise as_store_error(error, "read answers", self._directory / source.name) from error
+                    raise as_store_error(error, "read answers", self.directory / source.name) from error
                 gone = True
         return bad, gone
 
     def _answer(self, number: int, body: bytes | None, key: str) -> Answer | None:
         """The answer in a row's bytes; None if they are not the row that was stored."""
-        if body is None or zlib.crc32(body) != self._rows.crc[number]:
+        index = self.index
+        if body is None or zlib.crc32(body) != index.rows.crc[number]:
             return None
         try:
             row = rows.parse(body)
-            same = self._same(self._rows.key, number, row["key"])
+            same = _same(index.rows.key, number, row["key"])
             if row["type"] != rows.FAILURE:
-                same &= self._same(self._rows.physical, number, row["physical_key"])
+                same &= _same(index.rows.physical, number, row["physical_key"])
             return rows.answer_of(row, key=key) if same else None
         except (KeyError, TypeError, ValueError):
             return None
 
-    @staticmethod
-    def _same(column: KeyArray, number: int, key: str) -> bool:
-        return int(column[number, 0]) == int(key[:16], 16) and int(column[number, 1]) == int(key[16:32], 16)
-
-    def _bodies(self, source: _Source, numbers: NDArray[np.int64]) -> Iterator[bytes | None]:
+    def _bodies(self, source: _Source, numbers: Numbers) -> Iterator[bytes | None]:
         """The bytes of these rows of one file, which are in its order. Raises OSError."""
-        where = self._rows.where[numbers]
+        where = self.index.rows.where[numbers]
         if source.is_part:
             unique, back = np.unique(where, return_inverse=True)
-            bodies = part.read_rows(self._directory / source.name, unique)
+            bodies = part.read_rows(self.directory / source.name, unique)
             number, body = -1, None
             for wanted in back.tolist():
                 while number < wanted:
                     number, body = number + 1, next(bodies)[1]
                 yield body
             return
-        fd, _ = open_segment(self._directory, source.name)
+        fd, _ = open_segment(self.directory, source.name)
         try:
-            yield from _segment_bodies(fd, where.tolist(), self._rows.size[numbers].tolist())
+            yield from segment_bodies(fd, where.tolist(), self.index.rows.size[numbers].tolist())
         finally:
             os.close(fd)
 
-    def _strike(self, numbers: list[int]) -> None:
-        """Never use these rows again, and tell later readers where the store can be written."""
-        entries = {(self._by_number[int(self._source[n])].name, int(self._rows.where[n])) for n in numbers}
-        self._read_damage += [
-            Damage(
-                file=self._by_number[int(self._source[n])].name,
-                offset=int(self._rows.where[n]),
-                bytes=int(self._rows.size[n]),
-            )
-            for n in sorted(set(numbers))
-        ]
-        in_parts = {entry for entry in entries if self._sources[entry[0]].is_part}
-        name = ""
-        if in_parts:
-            # A reader may well be on a read-only mount; the damage is reported all the same.
-            with contextlib.suppress(OSError):
-                name = struck.save(self._directory, in_parts)
-        self._struck[name] = self._struck.get(name, frozenset()) | entries
-        self._index()
 
-
-def _segment_bodies(fd: int, where: list[int], size: list[int]) -> Iterator[bytes]:
-    """Rows at ascending offsets, neighbours read together. A file that has become shorter gives short rows."""
-    start, data = 0, b""
-    for i, (offset, length) in enumerate(zip(where, size, strict=True)):
-        if offset + length > start + len(data):
-            end = offset + length
-            for j in range(i + 1, len(where)):
-                if where[j] - end > _READ_GAP or where[j] + size[j] - offset > _READ_BYTES:
-                    break
-                end = max(end, where[j] + size[j])
-            start, data = offset, os.pread(fd, end - offset, offset)
-        yield data[offset - start : offset - start + length]
+def _same(column: KeyArray, number: int, key: str) -> bool:
+    return int(column[number, 0]) == int(key[:16], 16) and int(column[number, 1]) == int(key[16:32], 16)

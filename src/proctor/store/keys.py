@@ -68,6 +68,11 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._high)
 
+    @property
+    def keys(self) -> KeyArray:
+        """The keys, sorted."""
+        return np.stack([self._high, self._low], axis=1)
+
     def find(self, keys: KeyArray) -> NDArray[np.int64]:
         """The value of each key; -1 for those that are not there."""
         found = np.full(len(keys), -1, np.int64)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from proctor.errors import StoreError
 from proctor.records import EngineInfo
 from proctor.store import rows
-from proctor.store.arrow import pa, pq
+from proctor.store.arrow import checked, pa, pq
 from proctor.store.keys import from_bytes
 from proctor.store.scan import Block
 
@@ -23,6 +23,7 @@ ROW_GROUP: Final = 8192
 """Rows read to get at one: about 5 MB, and a few hundred groups for a million rows."""
 
 _META: Final = b"proctor"
+_HINT: Final = "restore it from a backup, or move it out of the store: its answers are then asked again"
 _INDEX: Final = ["key", "physical", "resolution", "at", "kind", "crc", "size"]
 
 
@@ -64,7 +65,7 @@ def read_index(path: Path) -> tuple[PartHead, Block]:
     """Head and index columns. Raises as `read_head`."""
     with _opened(path) as file:
         head = _head(file)
-        table = _checked(path, lambda: file.read(columns=_INDEX, use_threads=False))
+        table = checked(path, _HINT, lambda: file.read(columns=_INDEX, use_threads=False))
     column = {name: table.column(name).combine_chunks() for name in _INDEX}
     block = Block(
         key=_fixed(column["key"]),
@@ -87,7 +88,9 @@ def read_rows(path: Path, numbers: NDArray[np.int64]) -> Iterator[tuple[int, byt
             wanted = numbers[groups == group]
             try:
                 column = file.read_row_group(group, columns=["row"], use_threads=False).column("row")
-            except (pa.ArrowException, OSError):
+            except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
                 yield from ((number, None) for number in wanted.tolist())
                 continue
             taken = column.take(pa.array(wanted - group * ROW_GROUP)).to_pylist()
@@ -107,23 +110,12 @@ def verify(path: Path, expected: NDArray[np.uint32]) -> bool:
     return number == len(expected)
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def _opened(path: Path) -> Generator[Any]:
     """The parquet file; checks the pages' checksums when they are read."""
-    # Opened by descriptor, so that a missing file is an OSError with its number.
-    return _checked(
-        path,
-        lambda: pq.ParquetFile(pa.PythonFile(path.open("rb"), mode="r"), page_checksum_verification=True),
-    )
-
-
-def _checked(path: Path, work: Any) -> Any:
-    try:
-        return work()
-    except pa.ArrowException as error:
-        raise StoreError(
-            f"part {path} of the store is damaged: {error}",
-            hint="restore it from a backup, or move it out of the store: its answers are then asked again",
-        ) from error
+    # Opened here, so that a missing file is an OSError with its number, and closed for certain.
+    with path.open("rb") as source:
+        yield checked(path, _HINT, lambda: pq.ParquetFile(source, page_checksum_verification=True))
 
 
 def _head(file: Any) -> PartHead:

@@ -5,21 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from proctor.errors import StoreError
-from proctor.records import Instance, Recording, Request, Suite, canonical_json
-from proctor.store.arrow import pa, pq
+from proctor.records import Instance, Kind, Recording, Request, Suite, canonical_json
+from proctor.store.arrow import checked, pa, pq
 from proctor.store.durable import publish, publish_bytes, store_errors
 
 _META: Final = b"proctor"
 _DOCUMENTS_PIECE: Final = 1 << 20
 """Characters of the documents' text in one row: a cell of hundreds of megabytes serves nobody."""
 _ROW_GROUP: Final = 16384
+_HINT: Final = "delete it and run `proctor prepare` again"
 _HEAD: Final = ("fingerprint", "source", "source_version", "task", "task_version", "num_fewshot", "settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outline:
+    """A recording without its requests; all lists and arrays have one entry for each request, in order."""
+
+    task: str
+    num_fewshot: int
+    labels: tuple[str, ...]
+    keys: list[str]
+    documents: NDArray[np.int64]
+    characters: NDArray[np.int64]
+    """Length of the request as JSON text."""
+    caps: NDArray[np.int64]
+    """Tokens that may be generated; 0 for a log-likelihood."""
 
 
 def write_recording(path: Path, recording: Recording) -> None:
@@ -43,7 +62,7 @@ def write_recording(path: Path, recording: Recording) -> None:
 def read_recording(path: Path) -> Recording:
     """The recording at `path`. Raises StoreError if it is missing or not what was written."""
     with store_errors("read a recording", path):
-        table = _checked(path, lambda: pq.read_table(path, page_checksum_verification=True))
+        table = checked(path, _HINT, lambda: pq.read_table(path, page_checksum_verification=True))
     head = _meta(path, table.schema)
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     documents = "".join(piece for piece in columns["documents"] if piece is not None)
@@ -78,16 +97,36 @@ def read_recording(path: Path) -> Recording:
 def read_keys(path: Path) -> list[str]:
     """The keys of the recording at `path`, in its order; reads nothing else. Raises StoreError."""
     with store_errors("read a recording", path):
-        table = _checked(path, lambda: pq.read_table(path, columns=["key"], page_checksum_verification=True))
+        table = checked(path, _HINT, lambda: pq.read_table(path, columns=["key"], page_checksum_verification=True))
     keys = table.column("key").drop_null().combine_chunks()
     joined = b"".join(keys.to_pylist()).hex()
     return [joined[i : i + 64] for i in range(0, len(joined), 64)]
 
 
+def read_outline(path: Path) -> Outline:
+    """What planning needs of the recording at `path`, without its requests. Raises StoreError."""
+    names = ["key", "doc_id", "characters", "cap"]
+    with store_errors("read a recording", path):
+        table = checked(path, _HINT, lambda: pq.read_table(path, columns=names, page_checksum_verification=True))
+    head = _meta(path, table.schema)
+    table = table.filter(table.column("key").is_valid())
+    joined = b"".join(table.column("key").to_pylist()).hex()
+    documents, characters, caps = (table.column(n).to_numpy().astype(np.int64) for n in names[1:])
+    return Outline(
+        task=head["task"],
+        num_fewshot=head["num_fewshot"],
+        labels=tuple(head["labels"]),
+        keys=[joined[i : i + 64] for i in range(0, len(joined), 64)],
+        documents=documents,
+        characters=characters,
+        caps=caps,
+    )
+
+
 def read_head(path: Path) -> dict[str, Any]:
     """What the recording at `path` says of itself, without its requests. Raises StoreError."""
     with store_errors("read a recording", path):
-        return _meta(path, _checked(path, lambda: pq.read_schema(path)))
+        return _meta(path, checked(path, _HINT, lambda: pq.read_schema(path)))
 
 
 def write_suite(path: Path, suite: Suite) -> None:
@@ -115,6 +154,17 @@ def read_suite(path: Path) -> Suite:
         raise _damaged(path, str(error)) from error
 
 
+def _cap(request: Request) -> int:
+    """The length limit as the task states it; 256 is the default of lm-eval's classes."""
+    if request.kind is not Kind.GENERATE:
+        return 0
+    arguments = json.loads(request.arguments)
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        if isinstance(arguments.get(name), int):
+            return int(arguments[name])
+    return 256
+
+
 def _table(recording: Recording) -> Any:
     """Requests in their order, and the documents' text in pieces beside them."""
     step = max(_DOCUMENTS_PIECE, -(-len(recording.documents) // max(1, len(recording.instances))))
@@ -132,6 +182,8 @@ def _table(recording: Recording) -> Any:
         "doc_id": padded((i.doc_id for i in recording.instances), pa.int64()),
         "index": padded((i.index for i in recording.instances), pa.int64()),
         "repeat": padded((i.repeat for i in recording.instances), pa.int64()),
+        "characters": padded(map(len, requests), pa.int64()),
+        "cap": padded((_cap(i.request) for i in recording.instances), pa.int64()),
         "request": padded(requests, pa.large_string()),
         "documents": padded(pieces, pa.large_string()),
     }
@@ -159,17 +211,5 @@ def _meta(path: Path, schema: Any) -> dict[str, Any]:
         raise _damaged(path, "it is not a recording") from error
 
 
-def _checked(path: Path, work: Any) -> Any:
-    try:
-        return work()
-    except pa.ArrowException as error:
-        raise _damaged(path, str(error)) from error
-    except OSError as error:
-        # Arrow reports a damaged page as an OSError without a number.
-        if error.errno is None:
-            raise _damaged(path, str(error)) from error
-        raise
-
-
 def _damaged(path: Path, why: str) -> StoreError:
-    return StoreError(f"{path} is damaged: {why}", hint="delete it and run `proctor prepare` again")
+    return StoreError(f"{path} is damaged: {why}", hint=_HINT)

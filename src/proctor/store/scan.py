@@ -83,8 +83,8 @@ class Block:
             return cls.empty()
         return cls(**{name: np.concatenate([getattr(b, name) for b in blocks]) for name in cls.__slots__})
 
-    def take(self, chosen: NDArray[Any]) -> Block:
-        """The rows that a mask or an index array chooses."""
+    def take(self, chosen: NDArray[Any] | slice) -> Block:
+        """The rows that a mask, an index array or a slice chooses."""
         return Block(**{name: getattr(self, name)[chosen] for name in Block.__slots__})
 
 
@@ -114,16 +114,19 @@ def resolution_number(resolution: str) -> int:
     return int(rows.check_resolution(resolution), 16)
 
 
-def scan(fd: int, start: int, *, complete: bool) -> Scan:
+def scan(fd: int, start: int, *, complete: bool, limit: int | None = None) -> Scan:
     """Read the segment open at `fd` from `start` to its end.
 
     `complete`: nothing will be appended any more, so a last line without its end is damage (or a good
-    row that only lost its newline); otherwise it is left for the next scan. Raises OSError.
+    row that only lost its newline); otherwise it is left for the next scan. `limit`: read no more than so
+    many bytes. Raises OSError.
     """
     out = Scan(end=start)
     pending = b""
     while True:
-        data = os.pread(fd, CHUNK, out.end + len(pending))
+        at = out.end + len(pending)
+        size = CHUNK if limit is None else min(CHUNK, start + limit - at)
+        data = os.pread(fd, size, at) if size > 0 else b""
         if not data:
             break
         pending = pending + data if pending else data

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from proctor.errors import StoreError
 from proctor.records import Json, Recording, Suite, canonical_json
 from proctor.store import recording as recordings
+from proctor.store import scores
 from proctor.store.answers import Answers
+from proctor.store.claims import Ledger
+from proctor.store.compaction import Compacted, compact
 from proctor.store.durable import check_name, make_directory, publish_bytes, store_errors
 from proctor.store.owner import Alive, Owner, alive
+from proctor.store.rows import Damage
+from proctor.store.scores import ScoredSuite
+from proctor.store.segments import listing
 from proctor.store.writer import SEGMENT_BYTES, Writer
 
 FORMAT: Final = 1
 """Raised when an older version could no longer read what a newer one writes."""
 _MARKER: Final = "store.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSummary:
+    """What the store holds for one weights fingerprint."""
+
+    weights: str
+    responses: int
+    """Distinct physical keys with a response."""
+    aliases: int
+    failures: int
+    """Rows: a request that failed three times counts three times."""
+    duplicates: int
+    parts: int
+    segments: int
+    open_segments: int
+    """Segments whose writer runs or has died."""
+    bytes: int
+    damage: tuple[Damage, ...]
 
 
 class Store:
@@ -75,6 +102,10 @@ class Store:
         """The keys of a recording's requests, in order, without reading the requests. Raises StoreError."""
         return recordings.read_keys(self._recording(fingerprint))
 
+    def recording_outline(self, fingerprint: str) -> recordings.Outline:
+        """What planning needs of a recording, without reading its requests. Raises StoreError."""
+        return recordings.read_outline(self._recording(fingerprint))
+
     def write_suite(self, suite: Suite) -> None:
         """Keep a suite. Raises StoreError."""
         self._make("suites")
@@ -129,6 +160,56 @@ class Store:
     def answers(self, weights: str, resolution: str) -> Answers:
         """The answers stored for these weights under `resolution`. Raises StoreError if they cannot be read."""
         return Answers(self._weights(weights), resolution, alive=self._alive)
+
+    def compact(self, weights: str) -> Compacted:
+        """Move what finished and dead writers have left into one part. Raises StoreError; nothing is lost then."""
+        return compact(self._weights(weights), alive=self._alive)
+
+    def ledger(self, weights: str, *, owner: Owner, segment: str = "") -> Ledger:
+        """The claims on these weights; `segment` is the name of the writer that will store the answers."""
+        return Ledger(self._weights(weights) / "claims", owner, segment=segment, alive=self._alive)
+
+    # --- scores ---
+
+    def write_scores(self, run: str, scored: Sequence[ScoredSuite]) -> None:
+        """Keep the scores of one scoring job. Raises StoreError."""
+        scores.write_scores(self.path / "scores", run, scored)
+
+    def read_scores(self, *, run: str | None = None, samples: bool = False) -> list[ScoredSuite]:
+        """The latest scores of each run, model, label and suite, in the order of writing. Raises StoreError.
+
+        Samples are read only when asked for: they hold every prompt and answer.
+        """
+        return scores.read_scores(self.path / "scores", run=run, samples=samples)
+
+    # --- the whole ---
+
+    def summary(self) -> list[WeightsSummary]:
+        """What is stored for each weights fingerprint; reads every index. Raises StoreError."""
+        return [self._summary(weights) for weights in self.weights()]
+
+    def _summary(self, weights: str) -> WeightsSummary:
+        directory = self._weights(weights)
+        answers = Answers(directory, "0" * 16, alive=self._alive)
+        with store_errors("list answers", directory):
+            seen = listing(directory)
+            size = 0
+            for entry in os.scandir(directory):
+                with contextlib.suppress(FileNotFoundError):
+                    size += entry.stat().st_size
+        counts = answers.counts
+        return WeightsSummary(
+            weights=weights,
+            responses=counts.responses,
+            aliases=counts.aliases,
+            failures=counts.failures,
+            duplicates=counts.duplicates,
+            parts=len(seen.parts),
+            segments=len(seen.segments),
+            open_segments=sum(not sealed for sealed in seen.segments.values()),
+            bytes=size,
+            damage=tuple(answers.damage),
+        )
 
     # --- where things are ---
 
