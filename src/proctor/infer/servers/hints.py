@@ -114,7 +114,7 @@ CAUSES: Final = (
         pattern=r"No module named|ModuleNotFoundError|ImportError|cannot import name|undefined symbol|"
         r"PackageNotFoundError",
         hint="the server is not (or not wholly) installed in this interpreter; name the right one with "
-        "`engine.server.python`, or install it there",
+        "`python:` under the engine or its server, or install it there",
     ),
     Cause(
         name="out of memory",
