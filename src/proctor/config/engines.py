@@ -20,7 +20,6 @@ from proctor.config.spec import (
     LlamaCppServer,
     LmEvalModelEngine,
     LocalLaunch,
-    ModelSpec,
     OpenAIEngine,
     RunSpec,
     SglangServer,
@@ -34,17 +33,25 @@ Server = LlamaCppServer | VllmServer | SglangServer | CommandServer | EndpointSe
 
 ENGINE: Final[TypeAdapter[Engine]] = TypeAdapter(EngineSpec)
 LAUNCH: Final[TypeAdapter[LocalLaunch]] = TypeAdapter(LaunchSpec)
+_LOADS_WEIGHTS: Final = frozenset({"hf", "hf-auto", "huggingface", "hf-multimodal", "vllm", "vllm-vlm", "sglang"})
 _Checked = TypeVar("_Checked")
 
 
-def engine_for(spec: RunSpec, model: str) -> Engine:
+def engine_for(spec: RunSpec, model: str, path: str | None = None) -> Engine:
     """The engine of one model: overrides merged, the server chosen, `profile: reproducible` applied.
 
-    Raises ConfigError if the merged engine is not valid, or asks for what the profile excludes.
+    `path` is where the weights were found (a directory may stand for its GGUF file); None: as configured.
+    Raises ConfigError if the merged engine is not valid, does not suit the path, or asks for what the profile
+    excludes.
     """
     engine = _checked(ENGINE, merged(spec, model, "engine"), f"models.{model}.engine", EngineSpec)
     if isinstance(engine, OpenAIEngine):
-        engine = engine.model_copy(update={"server": server_for(spec.models[model], engine)})
+        engine = engine.model_copy(update={"server": server_for(path or spec.models[model].path, engine)})
+    elif isinstance(engine, LmEvalModelEngine) and is_url(spec.models[model].path) and engine.model in _LOADS_WEIGHTS:
+        raise ConfigError(
+            f"the model class {engine.model!r} loads weights, but the path {spec.models[model].path!r} is a URL",
+            hint="ask a server with engine.type openai",
+        )
     return reproducible(engine) if spec.profile == "reproducible" else engine
 
 
@@ -61,26 +68,26 @@ def _checked(adapter: TypeAdapter[_Checked], value: dict[str, Any], where: str, 
         raise ConfigError("\n".join(explain(error, tree, schema))) from None
 
 
-def server_for(model: ModelSpec, engine: OpenAIEngine) -> Server:
-    """The engine's server, or the one that suits the model's path.
+def server_for(path: str, engine: OpenAIEngine) -> Server:
+    """The engine's server, or the one that suits a model's path.
 
     An http(s) path is an endpoint; GGUF and embedded models run on llama.cpp, everything else on vllm.
     Raises ConfigError for an endpoint path with a server to start, and the reverse.
     """
-    remote = is_url(model.path)
+    remote = is_url(path)
     if engine.server is None:
         if remote:
             return EndpointServer()
-        small = model.path.startswith("embedded:") or model.path.endswith(".gguf")
+        small = path.startswith("embedded:") or path.endswith(".gguf")
         return LlamaCppServer() if small else VllmServer()
     if remote and not isinstance(engine.server, EndpointServer):
         raise ConfigError(
-            f"the path {model.path!r} is a server that runs already, but engine.server.type is {engine.server.type!r}",
+            f"the path {path!r} is a server that runs already, but engine.server.type is {engine.server.type!r}",
             hint="leave `server:` out, or override it under this model's `engine:`",
         )
     if isinstance(engine.server, EndpointServer) and not remote:
         raise ConfigError(
-            f"engine.server.type is 'endpoint', but the path {model.path!r} is no URL",
+            f"engine.server.type is 'endpoint', but the path {path!r} is no URL",
             hint="give the server's base URL as the model's `path:`, e.g. http://localhost:8000",
         )
     return engine.server

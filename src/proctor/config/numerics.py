@@ -50,8 +50,8 @@ def numerics(engine: Engine) -> dict[str, Json]:
 
     For vllm, sglang and llama.cpp: dtype, quantisation, KV-cache dtype, position scaling and their kin. For an
     lm-eval model class: every argument that is not known to be harmless. A `command` server is its whole
-    command. An endpoint is what the model declares, so nothing. `auto` and unset are the same; so is false for a server,
-    where it leaves an option out.
+    command. An endpoint is what the model declares, so nothing. `auto` and unset are the same; so is false for a
+    server, where it leaves an option out.
     """
     out: dict[str, Json] = {"engine": engine_kind(engine)}
     if isinstance(engine, LmEvalModelEngine):

@@ -38,11 +38,11 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
 """A list of texts; a single text stands for a list of one."""
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
-HumanInt = Annotated[int, BeforeValidator(human_int)]
+HumanInt = Annotated[int, BeforeValidator(human_int, json_schema_input_type=int | str)]
 """A whole number that may be written 2_097_152, 100B or 1.5T."""
 
 
@@ -105,9 +105,12 @@ class ModelSpec(Strict):
     model_key: str | None = None
     """Entries with the same key are one training run; default: the entry's own name."""
     checkpoints: CheckpointsSpec | None = None
-    train_batch_size: Annotated[HumanInt | None, Field(gt=0)] = None
+    train_batch_size: HumanInt | None = None
     """Tokens for each training step."""
-    tokens_trained: Annotated[int | tuple[int, ...] | None, BeforeValidator(human_ints)] = None
+    tokens_trained: Annotated[
+        int | tuple[int, ...] | None,
+        BeforeValidator(human_ints, json_schema_input_type=int | str | tuple[int | str, ...] | None),
+    ] = None
     """A number such as 100B, or one for each of `checkpoints.steps`."""
     trust_remote_code: bool = False
     adapters: Texts = ()
@@ -125,6 +128,8 @@ class ModelSpec(Strict):
                 raise ValueError("an endpoint has no `checkpoints:`")
         else:
             _only_for_endpoints(self)
+        if self.train_batch_size == 0:
+            raise ValueError("`train_batch_size:` must be > 0")
         if isinstance(self.tokens_trained, tuple):
             steps = self.checkpoints.steps if self.checkpoints else None
             if steps is None:
