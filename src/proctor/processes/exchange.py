@@ -39,7 +39,7 @@ def run_module(
     code = _run(command.argv, command.env, log)
     problem = directory / "error.json"
     if problem.exists():
-        raise _error(json.loads(problem.read_text(encoding="utf-8")), log)
+        raise _logged(error_of(json.loads(problem.read_text(encoding="utf-8"))), log)
     result = directory / "result.json"
     if code != 0 or not result.exists():
         raise errors.HarnessError(
@@ -65,9 +65,13 @@ def _run(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> int:
         return process.wait()
 
 
-def _error(report: Mapping[str, Any], log: Path) -> errors.ProctorError:
+def error_of(report: Mapping[str, Any]) -> errors.ProctorError:
+    """The error that a child reported: {class, message, hint}. A class that we do not know is a HarnessError."""
     kind = getattr(errors, str(report.get("class")), errors.HarnessError)
-    hint, message = report.get("hint"), str(report.get("message"))
-    if issubclass(kind, errors.HarnessError):
-        return kind(f"{message}\n{tail(log)}".rstrip(), hint=hint or f"the log: {log}")
-    return kind(message, hint=hint)
+    return kind(str(report.get("message")), hint=report.get("hint"))
+
+
+def _logged(error: errors.ProctorError, log: Path) -> errors.ProctorError:
+    if isinstance(error, errors.HarnessError):
+        return errors.HarnessError(f"{error.message}\n{tail(log)}".rstrip(), hint=error.hint or f"the log: {log}")
+    return error

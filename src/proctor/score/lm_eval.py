@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from proctor.errors import HarnessError
-from proctor.processes.exchange import run_module
+from proctor.errors import HarnessError, ProctorError, TaskError
+from proctor.processes.exchange import error_of, run_module
 from proctor.records import (
     Answer,
     Coverage,
@@ -26,7 +28,7 @@ from proctor.records import (
 )
 from proctor.score.replay import Marks, MetricValue
 
-_CHILD: Final = "proctor.catalog.lm_eval.replay"
+_CHILD: Final = "proctor.catalog.lm_eval"
 _ENVIRONMENT: Final = {
     "PYTHONHASHSEED": "0",
     "PYTHONSAFEPATH": "1",
@@ -40,8 +42,6 @@ _OFFLINE: Final = dict.fromkeys(
 """Hub libraries then fail at once, or read their cache, instead of waiting for a network."""
 _UNPARSABLE: Final = "[invalid]"
 """What lm-eval's extraction filters put where they find nothing."""
-
-Strip = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +75,76 @@ class LmEvalReplay:
         `recordings` may be in any order and hold others too. Raises HarnessError if one is missing, if the
         task has changed since, or if lm-eval's code fails; MissingTool without lm-eval.
         """
-        settings = json.loads(suite.settings)
-        leaves = [_leaf(recording, answers) for recording in _in_order(suite, recordings)]
-        strip = self._strip(settings)
-        with tempfile.TemporaryDirectory(prefix="proctor-replay-") as name:
-            directory = Path(name)
-            job = _job(directory, settings, leaves, answers, strip)
-            network = job["network"]
-            python = self._python or settings["python"]
-            result = run_module(python, _CHILD, directory, job, env=_ENVIRONMENT | ({} if network else _OFFLINE))
-            raw = json.loads((directory / "raw.json").read_text(encoding="utf-8"))
-            samples = _samples(directory / "samples.jsonl", leaves, answers)
-        _check_version(result["version"], leaves)
-        unparsable = Counter((s.task, s.filter) for s in samples if _UNPARSABLE in s.extracted)
-        values = _values(suite, leaves, raw, result["empty"], unparsable)
-        return Marks(values=tuple(values), samples=tuple(samples), raw=json.dumps(raw))
+        marks = self.mark_all([suite], recordings, answers)[0]
+        if isinstance(marks, ProctorError):
+            raise marks
+        return marks
 
-    def _strip(self, settings: Mapping[str, Json]) -> Strip:
-        token = self._think_end_token or settings.get("think_end_token")
-        if not token:
-            return lambda text: text
-        return lambda text: text.split(token)[-1].lstrip()
+    def mark_all(
+        self, suites: Sequence[Suite], recordings: Sequence[Recording], answers: Mapping[str, Answer]
+    ) -> list[Marks | ProctorError]:
+        """`mark` for several suites, started once for each interpreter and in parallel; errors stand in their place."""
+        marked: dict[str, Marks | ProctorError] = {}
+        for python, ours in self._by_python(suites).items():
+            leaves = [[_leaf(r, answers) for r in _in_order(suite, recordings)] for suite in ours]
+            with tempfile.TemporaryDirectory(prefix="proctor-replay-") as name:
+                directory = Path(name)
+                job = _job(directory, ours, leaves, self._plain(answers))
+                env = _ENVIRONMENT | ({} if any(s["network"] for s in job["suites"]) else _OFFLINE)
+                result = run_module(python, f"{_CHILD}.replay", directory, job, env=env)
+                for n, suite in enumerate(ours):
+                    _check_version(result["version"], leaves[n])
+                    found = result["suites"][n]
+                    error = found.get("error")
+                    marked[suite.id] = (
+                        error_of(error) if error else _marks(directory, n, suite, leaves[n], found["empty"], answers)
+                    )
+        return [marked[suite.id] for suite in suites]
+
+    def prove(self, suites: Sequence[Suite], recordings: Sequence[Recording]) -> list[Recording]:
+        """The recordings, labelled with what marking them needs beyond answers; proven by marking made-up answers.
+
+        Needs the tasks' data, and runs lm-eval's scoring on text that no model wrote. Labels: `dataset`, `model`,
+        `tokenizer`, and `unproven` where lm-eval itself cannot mark made-up answers. Raises TaskError, naming the
+        tasks, for those that cannot be marked offline or would be marked differently.
+        """
+        labels: dict[str, set[str]] = {}
+        refused: list[str] = []
+        for python, ours in self._by_python(suites).items():
+            leaves = [[_whole(r) for r in _in_order(suite, recordings)] for suite in ours]
+            with tempfile.TemporaryDirectory(prefix="proctor-prove-") as name:
+                directory = Path(name)
+                job = _job(directory, ours, leaves, lambda instance: instance.key)
+                result = run_module(python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE)
+            for found, suite in zip(result["suites"], leaves, strict=True):
+                if "error" in found:
+                    refused.append(str(error_of(found["error"])))
+                    continue
+                for leaf in suite:
+                    given = found["labels"][leaf.recording.task]
+                    labels.setdefault(leaf.recording.fingerprint, set()).update(given)
+        if refused:
+            raise TaskError("\n".join(refused))
+        return [replace(r, labels=tuple(sorted(labels.get(r.fingerprint, r.labels)))) for r in recordings]
+
+    def _by_python(self, suites: Sequence[Suite]) -> dict[str | None, list[Suite]]:
+        found: dict[str | None, list[Suite]] = {}
+        for suite in suites:
+            found.setdefault(self._python or json.loads(suite.settings)["python"], []).append(suite)
+        return found
+
+    def _plain(self, answers: Mapping[str, Answer]) -> Callable[[Instance], Json]:
+        token = self._think_end_token
+
+        def plain(instance: Instance) -> Json:
+            answer = answers[instance.key]
+            assert isinstance(answer, Response)
+            if instance.request.kind is Kind.GENERATE:
+                text = answer.text or ""
+                return text.split(token)[-1].lstrip() if token else text
+            return [answer.logprob, answer.is_greedy] if instance.request.kind is Kind.LOGLIKELIHOOD else answer.logprob
+
+        return plain
 
 
 def _in_order(suite: Suite, recordings: Sequence[Recording]) -> list[Recording]:
@@ -145,50 +194,50 @@ def _coverage(recording: Recording, answers: Mapping[str, Answer]) -> Coverage:
     )
 
 
+def _whole(recording: Recording) -> _Leaf:
+    """The leaf as if everything were answered."""
+    leaf = _leaf(recording, {})
+    return replace(leaf, complete=tuple(dict.fromkeys(i.doc_id for i in recording.instances)))
+
+
 def _job(
-    directory: Path,
-    settings: Mapping[str, Json],
-    leaves: Sequence[_Leaf],
-    answers: Mapping[str, Answer],
-    strip: Strip,
-) -> dict[str, Json]:
-    described: list[Json] = []
-    for number, leaf in enumerate(leaves):
-        documents, instances = f"documents-{number}.json", f"instances-{number}.jsonl"
-        (directory / documents).write_text(leaf.recording.documents, encoding="utf-8")
-        with (directory / instances).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in _rows(leaf, answers, strip))
-        described.append(
-            {
-                "task": leaf.recording.task,
-                "config": json.loads(leaf.recording.settings)["config"],
-                "documents": documents,
-                "instances": instances,
-                "ids": list(leaf.complete),
-                "dataset": "dataset" in leaf.recording.labels,
-            }
-        )
+    directory: Path, suites: Sequence[Suite], leaves: Sequence[Sequence[_Leaf]], plain: Callable[[Instance], Json]
+) -> dict[str, Any]:
+    written: dict[str, dict[str, Json]] = {}
+    for leaf in itertools.chain.from_iterable(leaves):
+        if leaf.recording.fingerprint not in written:
+            written[leaf.recording.fingerprint] = _described(directory, len(written), leaf, plain)
     return {
-        "settings": settings,
-        "leaves": described,
-        "network": any("network" in leaf.recording.labels for leaf in leaves),
+        "workers": os.cpu_count() or 1,
+        "suites": [
+            {
+                "settings": json.loads(suite.settings),
+                "leaves": [written[leaf.recording.fingerprint] for leaf in ours],
+                "network": any("network" in leaf.recording.labels for leaf in ours),
+            }
+            for suite, ours in zip(suites, leaves, strict=True)
+        ],
     }
 
 
-def _rows(leaf: _Leaf, answers: Mapping[str, Answer], strip: Strip) -> Iterator[list[Json]]:
+def _described(directory: Path, number: int, leaf: _Leaf, plain: Callable[[Instance], Json]) -> dict[str, Json]:
+    documents, instances = f"documents-{number}.json", f"instances-{number}.jsonl"
+    (directory / documents).write_text(leaf.recording.documents, encoding="utf-8")
     complete = set(leaf.complete)
-    for group in leaf.groups:
-        first = group[0]
-        if first.doc_id in complete:
-            given = [_plain(instance.request.kind, answers[instance.key], strip) for instance in group]
-            yield [first.request.kind.value, first.doc_id, first.index, given]
-
-
-def _plain(kind: Kind, answer: Answer, strip: Strip) -> Json:
-    assert isinstance(answer, Response)
-    if kind is Kind.GENERATE:
-        return strip(answer.text or "")
-    return [answer.logprob, answer.is_greedy] if kind is Kind.LOGLIKELIHOOD else answer.logprob
+    with (directory / instances).open("w", encoding="utf-8") as file:
+        for group in leaf.groups:
+            first = group[0]
+            if first.doc_id in complete:
+                row = [first.request.kind.value, first.doc_id, first.index, [plain(instance) for instance in group]]
+                file.write(json.dumps(row) + "\n")
+    return {
+        "task": leaf.recording.task,
+        "config": json.loads(leaf.recording.settings)["config"],
+        "documents": documents,
+        "instances": instances,
+        "ids": list(leaf.complete),
+        "dataset": "dataset" in leaf.recording.labels,
+    }
 
 
 def _check_version(version: str, leaves: Sequence[_Leaf]) -> None:
@@ -198,6 +247,17 @@ def _check_version(version: str, leaves: Sequence[_Leaf]) -> None:
 
 
 # --- what lm-eval said ------------------------------------------------------------------------------
+
+
+def _marks(
+    directory: Path, n: int, suite: Suite, leaves: Sequence[_Leaf], empty: Any, answers: Mapping[str, Answer]
+) -> Marks:
+    raw = json.loads((directory / f"{n}.raw.json").read_text(encoding="utf-8"))
+    samples = _samples(directory / f"{n}.samples.jsonl", leaves, answers)
+    unparsable = Counter((s.task, s.filter) for s in samples if _UNPARSABLE in s.extracted)
+    return Marks(
+        values=tuple(_values(suite, leaves, raw, empty, unparsable)), samples=tuple(samples), raw=json.dumps(raw)
+    )
 
 
 def _samples(file: Path, leaves: Sequence[_Leaf], answers: Mapping[str, Answer]) -> list[SampleScore]:

@@ -11,9 +11,7 @@ each leaf is a file of its own: what `source` makes a Recording from.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from proctor.catalog.lm_eval import chat, documents
+from proctor.catalog.lm_eval.forks import in_processes, preload_torch, raise_all
 from proctor.catalog.lm_eval.session import Model, Prepared, config_digest, evaluate, multiturn, own_map_cache, version
 from proctor.catalog.lm_eval.tasks import Leaf, Plan, anchored, build, open_manager, plan, resolve
-from proctor.catalog.lm_eval.wire import read_error, read_json, serve, write_error, write_json
-from proctor.errors import HarnessError, ProctorError, TaskError
+from proctor.catalog.lm_eval.wire import read_json, serve
+from proctor.errors import ProctorError, TaskError
 from proctor.records import Kind, Request, canonical_json
 
 
@@ -48,8 +47,8 @@ def main(directory: Path, job: Mapping[str, Any]) -> Any:
                 work[name] = _recorder(manager, leaf, settings, directory / f"{name}.cache")
                 files.append(name)
             suites.append(_suite(spec, planned, settings, files))
-    _preload()
-    in_processes(work, directory, job["workers"])
+    preload_torch()
+    raise_all(in_processes(work, directory, job["workers"]))
     return {"version": version(), "suites": suites}
 
 
@@ -64,52 +63,10 @@ def _suite(spec: str, planned: Plan, settings: Mapping[str, Any], files: list[st
     }
 
 
-def in_processes(work: Mapping[str, Callable[[Path], Any]], directory: Path, workers: int) -> None:
-    """Run each piece of work in a fork of this process; its value lands in NAME.json. Raises the first error."""
-    waiting = list(work.items())
-    running: dict[int, str] = {}
-    sys.stdout.flush()
-    while waiting or running:
-        while waiting and len(running) < max(1, workers):
-            name, run = waiting.pop(0)
-            pid = os.fork()
-            if pid == 0:
-                os._exit(_in_fork(run, directory, name))
-            running[pid] = name
-        pid, status = os.wait()
-        name = running.pop(pid, None)
-        if name is None:
-            continue
-        if (directory / f"{name}.error").exists():
-            raise read_error(directory / f"{name}.error")
-        if status != 0:
-            raise HarnessError(f"the process for {name} ended with status {os.waitstatus_to_exitcode(status)}")
-
-
-def _in_fork(run: Callable[[Path], Any], directory: Path, name: str) -> int:
-    try:
-        write_json(directory / f"{name}.json", run(directory))
-    except Exception as error:  # noqa: BLE001  the boundary of the process: reported, and raised again by the parent
-        write_error(directory / f"{name}.error", error)
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
-
-
 def _work_name(leaf: Leaf, shots: int | None) -> str:
     # The same leaf in two suites is one recording, unless a group gives it another configuration.
     text = repr((leaf.name, shots, leaf.entry and (leaf.entry.name, str(leaf.entry.yaml_path)), leaf.config))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-
-
-def _preload() -> None:
-    # Every fork would import it to set its seed: seconds each.
-    try:
-        import torch  # noqa: F401, PLC0415
-    except ImportError:
-        pass
 
 
 def _recorder(manager: Any, leaf: Leaf, settings: Mapping[str, Any], cache: Path) -> Callable[[Path], Any]:

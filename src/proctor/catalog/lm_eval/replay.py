@@ -1,8 +1,9 @@
-"""Child: mark the answers to a suite's recordings with lm-eval's own filters, metrics, errors and groups.
+"""Child: mark the answers to suites with lm-eval's own filters, metrics, errors and groups.
 
-Job: {settings, leaves, network, prove}. For each leaf: {task, config, documents, instances, ids, dataset},
-where `documents` and `instances` name files; an instance is [kind, doc_id, index, answers, keys]. Result: {version,
-results, empty}, and one line a document and filter in samples.jsonl; with `prove`: {version, labels}.
+Job: {suites, workers}; a suite is {settings, leaves, network}, a leaf {task, config, documents, instances, ids,
+dataset}, where `documents` and `instances` name files and an instance is [kind, doc_id, index, answers].
+Result: {version, suites}; a suite is {empty} or {error}, beside N.samples.jsonl, one line a document and filter, and
+N.raw.json.
 
 A task is rebuilt around its recorded documents, without its data. `dataset: true` builds it with its data, for
 tasks whose marking needs more of it than the documents; what is marked are the recorded documents even then.
@@ -15,7 +16,8 @@ tasks whose marking needs more of it than the documents; what is marked are the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import handle_non_serializable
 
 from proctor.catalog.lm_eval import documents
+from proctor.catalog.lm_eval.forks import in_processes
 from proctor.catalog.lm_eval.record import build_leaf
 from proctor.catalog.lm_eval.session import (
     Model,
@@ -34,7 +37,7 @@ from proctor.catalog.lm_eval.session import (
     version,
 )
 from proctor.catalog.lm_eval.tasks import Plan, open_manager, plan, unanchored
-from proctor.catalog.lm_eval.wire import read_json, read_lines, serve, write_lines
+from proctor.catalog.lm_eval.wire import error_report, read_json, read_lines, serve, write_lines
 from proctor.errors import HarnessError
 
 
@@ -132,23 +135,48 @@ class Leaf:
 
 
 def main(directory: Path, job: Mapping[str, Any]) -> Any:
-    """Mark, or prove that marking works."""
+    """Mark every suite, each in a process of its own."""
+    return for_each_suite(mark_suite, directory, job)
+
+
+def for_each_suite(run: Callable[..., Any], directory: Path, job: Mapping[str, Any]) -> Any:
+    """Call `run(directory, suite=..., number=...)` in a process for each suite; gather values and errors."""
+    work = {str(n): partial(run, suite=suite, number=n) for n, suite in enumerate(job["suites"])}
+    errors = in_processes(work, directory, job["workers"])
+    suites: list[Any] = []
+    for name in work:
+        if name in errors:
+            suites.append({"error": error_report(errors[name])})
+        else:
+            suites.append(read_json(directory / f"{name}.json"))
+    return {"version": version(), "suites": suites}
+
+
+def mark_suite(directory: Path, *, suite: Mapping[str, Any], number: int) -> Any:
+    """Mark one suite; call it in a process of its own."""
     offline = Offline()
-    offline.block = not job["network"]
-    own_map_cache(directory / "cache")
-    manager = open_manager(job["settings"], unanchored(job["settings"]["index"], job["settings"]["include_path"]))
-    planned = plan(manager, job["settings"]["spec"])
-    leaves = [Leaf(directory, leaf) for leaf in job["leaves"]]
-    recorded = [leaf.name for leaf in leaves]
+    offline.block = not suite["network"]
+    own_map_cache(directory / f"{number}.cache")
+    manager, planned = planning(suite)
+    leaves = [Leaf(directory, leaf) for leaf in suite["leaves"]]
+    results, empty = mark(manager, planned, leaves, suite["settings"], suite["settings"]["bootstrap_iters"])
+    write_lines(directory / f"{number}.samples.jsonl", sample_lines(results.pop("samples", {})))
+    write_lines(directory / f"{number}.raw.json", [json.dumps(results, default=handle_non_serializable)])
+    return {"empty": empty}
+
+
+def planning(suite: Mapping[str, Any]) -> tuple[Any, Plan]:
+    """lm-eval's view of the suite now. Raises HarnessError if it stands for other tasks than were recorded."""
+    settings = suite["settings"]
+    manager = open_manager(settings, unanchored(settings["index"], settings["include_path"]))
+    planned = plan(manager, settings["spec"])
+    recorded = [leaf["task"] for leaf in suite["leaves"]]
     if recorded != list(planned.leaves):
         raise HarnessError(
             f"{planned.name!r} now stands for {list(planned.leaves)}, but was recorded as {recorded}",
             hint="record it again: proctor plan",
         )
-    results, empty = mark(manager, planned, leaves, job["settings"], job["settings"]["bootstrap_iters"])
-    write_lines(directory / "samples.jsonl", sample_lines(results.pop("samples", {})))
-    write_lines(directory / "raw.json", [json.dumps(results, default=handle_non_serializable)])
-    return {"version": version(), "empty": empty, "seen": sorted(offline.seen)}
+    return manager, planned
 
 
 def mark(
@@ -175,10 +203,12 @@ def mark(
                 empty[leaf.name] = [[m, f, better.get(m)] for m in task.aggregation() for f in filters]
         return tasks
 
+    # Without the torch seed: marking draws nothing from torch, and importing it takes longer than all the rest.
+    seeds = [*settings["seeds"][:2], None if not any(leaf.with_data for leaf in leaves) else settings["seeds"][2]]
     results = evaluate(
         Model(answer),
         Prepared(load, planned.groups),
-        settings,
+        dict(settings, seeds=seeds),
         limit=None,
         samples=None,
         bootstrap_iters=bootstrap_iters,

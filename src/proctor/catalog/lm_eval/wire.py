@@ -40,12 +40,17 @@ def read_lines(path: Path) -> Iterator[Any]:
             yield json.loads(line)
 
 
-def write_error(path: Path, error: BaseException) -> None:
-    """Report `error`; one that is not ours becomes a HarnessError. The traceback goes to the log."""
+def error_report(error: BaseException) -> dict[str, str | None]:
+    """{class, message, hint} of `error`; one that is not ours becomes a HarnessError."""
     if not isinstance(error, ProctorError):
-        traceback.print_exception(error)
         error = HarnessError(f"{type(error).__name__}: {error}")
-    write_json(path, {"class": type(error).__name__, "message": error.message, "hint": error.hint})
+    return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def write_error(path: Path, error: BaseException) -> None:
+    """Write the report of `error`; the traceback goes to the log."""
+    traceback.print_exception(error)
+    write_json(path, error_report(error))
 
 
 def read_error(path: Path) -> ProctorError:

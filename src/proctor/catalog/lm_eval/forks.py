@@ -1,0 +1,73 @@
+"""Pieces of work, each in a fork of this process: lm-eval is imported once, and random state and caches are fresh."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from proctor.catalog.lm_eval.wire import read_error, write_error, write_json
+from proctor.errors import HarnessError, ProctorError
+
+Work = Callable[[Path], Any]
+"""Given the job's directory, does something there and returns a JSON value."""
+
+
+def in_processes(work: Mapping[str, Work], directory: Path, workers: int) -> dict[str, ProctorError]:
+    """Run each piece of work in a process of its own; its value lands in NAME.json. Returns the errors, by name."""
+    waiting = list(work.items())
+    running: dict[int, str] = {}
+    errors: dict[str, ProctorError] = {}
+    while waiting or running:
+        while waiting and len(running) < max(1, workers):
+            name, run = waiting.pop(0)
+            running[_start(run, directory, name)] = name
+        pid, status = os.wait()
+        name = running.pop(pid, None)
+        if name is None or status == 0:
+            continue
+        report = directory / f"{name}.error"
+        code = os.waitstatus_to_exitcode(status)
+        errors[name] = read_error(report) if report.exists() else HarnessError(f"a child process ended with {code}")
+    return errors
+
+
+def raise_all(errors: Mapping[str, ProctorError]) -> None:
+    """Raise the errors as one, of the first one's class; nothing if there are none."""
+    found = list(dict.fromkeys((type(e), e.message, e.hint) for e in errors.values()))
+    if found:
+        kind, message, hint = found[0]
+        others = [f"{m}\n  → {h}" if h else m for _, m, h in found[1:]]
+        # The first hint stands last, where ProctorError prints it.
+        raise kind("\n".join([*others, message]), hint=hint)
+
+
+def preload_torch() -> None:
+    """Import torch, if it is there, before forking: each fork sets its seed, and would import it, seconds each time."""
+    try:
+        import torch  # noqa: F401, PLC0415 # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except ImportError:
+        return
+
+
+def _start(run: Work, directory: Path, name: str) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_in_fork(run, directory, name))
+    return pid
+
+
+def _in_fork(run: Work, directory: Path, name: str) -> int:
+    try:
+        write_json(directory / f"{name}.json", run(directory))
+    except Exception as error:  # noqa: BLE001  the boundary of the process: reported, and raised again by the parent
+        write_error(directory / f"{name}.error", error)
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
