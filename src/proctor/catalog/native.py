@@ -48,9 +48,9 @@ class NativeSource:
         """
         if not isinstance(spec, NativeTaskRef):
             raise UsageError(f"the native source records native tasks, not {type(spec).__name__}")
-        twice = sorted({n for n in spec.native if spec.native.count(n) > 1})
-        if twice or not spec.native:
-            raise TaskError(f"native: {twice[0]!r} is named twice" if twice else "native: names no task")
+        twice = [n for n in spec.native if spec.native.count(n) > 1]
+        if twice:
+            raise TaskError(f"native: {twice[0]!r} is named twice in one entry")
         tasks = [_Loaded.open(name) for name in spec.native]
         crossed = spec.num_fewshot if isinstance(spec.num_fewshot, tuple) else (spec.num_fewshot,)
         suites: list[Suite] = []
@@ -77,38 +77,27 @@ def select(limit: Limit, count: int, *, name: str) -> list[int]:
     """The documents that `limit` leaves of `count`, in order of the data set.
 
     int: the first n; float in (0, 1): that fraction, rounded up as lm-evaluation-harness does; "a:b" or
-    "a:b:c": a Python slice; a list: document ids. Raises TaskError for anything else, for ids that do not
-    exist and for a limit that leaves nothing.
+    "a:b:c": a Python slice; a list: document ids. Raises TaskError for ids that do not exist and for a
+    limit that leaves nothing.
     """
+    everything = range(count)
     if limit is None:
-        chosen = list(range(count))
-    elif isinstance(limit, str):
-        chosen = sorted(range(count)[_slice(limit)])
+        chosen = list(everything)
     elif isinstance(limit, tuple):
-        beyond = [i for i in limit if not 0 <= i < count]
+        beyond = [i for i in limit if i not in everything]
         if beyond:
             raise TaskError(f"{name!r}: limit names document {beyond[0]}; valid: 0 to {count - 1}")
         chosen = sorted(set(limit))
-    elif isinstance(limit, float) and 0.0 < limit < 1.0:
-        chosen = list(range(math.ceil(count * limit)))
-    elif limit < 0 or limit != int(limit):
-        raise TaskError(f"{name!r}: limit {limit!r} is neither a count nor a fraction between 0 and 1")
+    elif isinstance(limit, str):
+        try:
+            chosen = sorted(everything[slice(*(int(p) if p else None for p in limit.split(":")))])
+        except ValueError as error:
+            raise TaskError(f"{name!r}: limit {limit!r} is no slice: {error}") from error
     else:
-        chosen = list(range(min(count, int(limit))))
+        chosen = list(everything[: math.ceil(count * limit) if isinstance(limit, float) else limit])
     if not chosen:
         raise TaskError(f"{name!r}: limit {limit!r} leaves none of {count} documents")
     return chosen
-
-
-def _slice(text: str) -> slice:
-    parts = text.split(":")
-    try:
-        bounds = [int(p) if p.strip() else None for p in parts]
-        if len(bounds) not in (2, 3) or (len(bounds) == 3 and bounds[2] == 0):
-            raise ValueError(text)
-    except ValueError as error:
-        raise TaskError(f"limit {text!r} is no slice; write a:b or a:b:c, as in Python") from error
-    return slice(*bounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,10 +163,6 @@ class _Loaded:
         )
 
     def _check(self, num: int, repeats: int) -> None:
-        if num < 0:
-            raise TaskError(f"{self.file!r}: num_fewshot {num} is negative")
-        if repeats < 1:
-            raise TaskError(f"{self.file!r}: repeats {repeats} must be at least 1")
         if self.task.output == "perplexity" and num:
             raise TaskError(f"{self.file!r}: a perplexity task takes no few-shot examples, {num} were asked for")
         if self.task.output != "generate" and repeats > 1:
