@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""Names to tasks and models: what can be asked, and of whom."""

@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""run.yaml in, a frozen RunSpec out: strict, pure, without environment reads."""

@@ -1,1 +1,1 @@
-"""TODO-docstring"""
+"""Answers in, metrics out."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from proctor.errors import ProctorError
 from proctor.records import Answer, Failure
 
 INTERVAL_S = 0.5
@@ -36,6 +37,9 @@ class Event:
     completion_tokens: int = 0
     in_flight: int = 0
     message: str = ""
+    error: str = ""
+    """Phase failed: the name of the error's class."""
+    hint: str | None = None
 
 
 class EventLog:
@@ -68,6 +72,11 @@ class EventLog:
         self._phase = name
         self._write(message)
 
+    def failed(self, error: ProctorError) -> None:
+        """Say why this worker ends."""
+        self._phase = "failed"
+        self._write(error.message, error=type(error).__name__, hint=error.hint)
+
     def answered(self, answer: Answer, *, in_flight: int) -> None:
         """Count one durable answer."""
         if isinstance(answer, Failure):
@@ -86,7 +95,7 @@ class EventLog:
         if time.monotonic() - self._last >= INTERVAL_S:
             self._write("", in_flight)
 
-    def _write(self, message: str, in_flight: int = 0) -> None:
+    def _write(self, message: str, in_flight: int = 0, *, error: str = "", hint: str | None = None) -> None:
         if self._file is None:
             return
         self._last = time.monotonic()
@@ -103,6 +112,8 @@ class EventLog:
             completion_tokens=self._completion,
             in_flight=in_flight,
             message=message,
+            error=error,
+            hint=hint,
         )
         self._file.write(json.dumps(asdict(event)) + "\n")
         self._file.flush()

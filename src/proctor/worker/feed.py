@@ -66,6 +66,7 @@ class Feed:
         self._ledger = ledger
         self._shards = deque(shards)
         self._keep = keep
+        self._ledger_turn = asyncio.Lock()
         self._retry_failed = retry_failed
         self._requests: dict[str, Request] = {}
         self._ordinals: dict[str, list[str]] = {}
@@ -76,6 +77,7 @@ class Feed:
         self._twins: dict[str, list[str]] = {}  # logical key being asked → others with its physical key
         self._answered: set[bytes] = set()  # physical keys answered in this session
         self._deferred: dict[int, set[str]] = {}  # another's claim → keys of ours that it holds
+        self._released_keys: list[str] = []
 
     async def take(self) -> AsyncIterator[PhysicalRequest]:
         """Yield what is to be asked, until nothing is owed or the worker drains."""
@@ -85,14 +87,25 @@ class Feed:
             keys = await asyncio.to_thread(self._shard_keys, self._shards.popleft())
             async for request in self._claimed(keys):
                 yield request
-        while self._deferred and not self.draining.is_set():
-            sequence, keys = next(iter(self._deferred.items()))
-            if not await self._released(sequence):
-                return
-            del self._deferred[sequence]
-            await asyncio.to_thread(self._answers.refresh)
-            async for request in self._claimed(self._still_owed(sorted(keys))):
+        while self._released_keys and not self.draining.is_set():
+            keys, self._released_keys = self._released_keys, []
+            async for request in self._claimed(self._still_owed(keys)):
                 yield request
+
+    async def more(self) -> bool:
+        """Wait until somebody else's claim on something that we owe ends; False if there is none, or we drain.
+
+        To be called between two runs of the engine: waiting inside one could hold back answers that the other
+        side waits for.
+        """
+        if not self._deferred or self.draining.is_set():
+            return False
+        sequence = min(self._deferred)
+        if not await self._released(sequence):
+            return False
+        self._released_keys = sorted(self._deferred.pop(sequence))
+        await asyncio.to_thread(self._answers.refresh)
+        return True
 
     async def settle(self, answer: Answer) -> None:
         """Count `answer` as durable: answer its twins by alias, and close its claim when that was the last."""
@@ -116,8 +129,8 @@ class Feed:
 
     async def _released(self, sequence: int) -> bool:
         """Wait until the claim is settled or its holder is gone; False if the worker drains first."""
-        wait = asyncio.ensure_future(self._ledger.wait(sequence))
-        stop = asyncio.ensure_future(self.draining.wait())
+        wait: asyncio.Task[bool] = asyncio.create_task(self._ledger.wait(sequence))
+        stop: asyncio.Task[bool] = asyncio.create_task(_set(self.draining))
         done, pending = await asyncio.wait({wait, stop}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
@@ -142,7 +155,7 @@ class Feed:
 
     def _keys(self, fingerprint: str) -> list[str]:
         if fingerprint not in self._ordinals:
-            instances = self._store.read_recording(fingerprint, documents=False).instances
+            instances = self._store.read_recording(fingerprint).instances
             self._requests.update((i.key, i.request) for i in instances)
             self._ordinals[fingerprint] = [i.key for i in instances]
         return self._ordinals[fingerprint]
@@ -150,18 +163,20 @@ class Feed:
     async def _claimed(self, keys: list[str]) -> AsyncIterator[PhysicalRequest]:
         if not keys:
             return
-        claim = await asyncio.to_thread(self._ledger.claim, keys)
+        async with self._ledger_turn:
+            claim = await self._ledger.claim(keys, answers=None if self._retry_failed else self._answers)
         for sequence, held in claim.deferred.items():
             self._deferred.setdefault(sequence, set()).update(held)
-        # What a dead or finished holder acknowledged before our claim is answered by now.
-        await asyncio.to_thread(self._answers.refresh)
-        owed = set(self._still_owed(list(claim.granted)))
-        mine = [k for k in keys if k in owed]
-        if not mine:
-            await asyncio.to_thread(self._ledger.done, claim)
+        granted = set(claim.granted)
+        if self._retry_failed:
+            await asyncio.to_thread(self._answers.refresh)
+            granted = {k for k in granted if not self._answers.answered(k)}
+        mine = [k for k in keys if k in granted]
+        if claim.seq is None or not mine:
+            await self._finish(claim)
             return
-        self._open[claim.sequence] = OpenClaim(claim, set(mine))
-        self._claim_of.update(dict.fromkeys(mine, claim.sequence))
+        self._open[claim.seq] = OpenClaim(claim, set(mine))
+        self._claim_of.update(dict.fromkeys(mine, claim.seq))
         for batch in _batches(mine, RESOLVE_BATCH):
             if self.draining.is_set():
                 return
@@ -197,7 +212,15 @@ class Feed:
         claim.unsettled.discard(key)
         if not claim.unsettled:
             del self._open[sequence]
-            await asyncio.to_thread(self._ledger.done, claim.claim)
+            await self._finish(claim.claim)
+
+    async def _finish(self, claim: Claim) -> None:
+        async with self._ledger_turn:
+            await self._ledger.finish(claim)
+
+
+async def _set(event: asyncio.Event) -> bool:
+    return await event.wait()
 
 
 def _short(key: str) -> bytes:

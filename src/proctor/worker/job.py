@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from proctor.config.names import slug
 from proctor.config.spec import EngineSpec
 from proctor.errors import StoreError
 
@@ -41,6 +42,11 @@ class Job:
     trust_remote_code: bool = False
     gpus: int = 0
     """For each worker."""
+
+    @property
+    def job_id(self) -> str:
+        """A name for files: safe, and different for different models."""
+        return slug(self.model)
 
     @property
     def engine_spec(self) -> EngineSpec:

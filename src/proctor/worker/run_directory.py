@@ -9,11 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from proctor.errors import StoreError
 from proctor.records import Shard
+from proctor.store.arrow import pa, pq
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class RunDirectory:
         """Replace the plan. Columns: model, shard, cost_s, task, ordinal; one row per request, in asking order."""
         rows = [(s.model, s.id, s.cost_s, task, ordinal) for s in shards for task, ordinal in s.items]
         columns: list[list[Any]] = [list(c) for c in zip(*rows, strict=True)] or [[], [], [], [], []]
-        types = [pa.string(), pa.string(), pa.float64(), pa.string(), pa.int64()]
+        types: list[Any] = [pa.string(), pa.string(), pa.float64(), pa.string(), pa.int64()]
         names = ["model", "shard", "cost_s", "task", "ordinal"]
         table = pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
         fresh = self.plan.with_name(f".plan.{os.getpid()}")

@@ -113,13 +113,23 @@ class Session:
                 async for answer in self._engine.run(feed.take()):
                     self._spawn(self._keep(answer, feed))
                 await self._flush()
-                return
+                if feed.outstanding:
+                    raise ServerError(f"the engine ended with {feed.outstanding} requests unanswered")
+                if not await self._wait_for_others(feed):
+                    return
             except ServerError:
                 breaks = 1 if self.outcome.answered > before else breaks + 1
                 if self._server is None or breaks >= ENGINE_BREAKS or self.outcome.drained:
                     raise
                 await self._flush()
                 await self._server.ensure()
+
+    async def _wait_for_others(self, feed: Feed) -> bool:
+        self._events.phase("waiting")
+        try:
+            return await feed.more()
+        finally:
+            self._events.phase("draining" if self.outcome.drained else "asking")
 
     async def _keep(self, answer: Answer, feed: Feed) -> None:
         await self._writer.append(answer)

@@ -1,0 +1,119 @@
+"""Looking without running: configurations, models, tasks; and proving tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "search_tasks", "validate"]
+
+from proctor.api.context import RunContext
+from proctor.api.recording import prove, record
+from proctor.api.targets import resolve_targets
+from proctor.catalog.lm_eval.source import LmEvalSource
+from proctor.catalog.models import ModelEntry, expand_models, fetch_model
+from proctor.catalog.native import NativeSource
+from proctor.catalog.source import TaskInfo
+from proctor.config.engines import engine_for, launch_for
+from proctor.config.schema import dump_resolved
+from proctor.config.starter import starter_files
+from proctor.errors import MissingTool, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A configuration that is fit to run."""
+
+    run: str
+    models: tuple[str, ...]
+    tasks: int
+    resolved: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedTask:
+    """One recording and what marking it needs."""
+
+    task: str
+    num_fewshot: int
+    requests: int
+    fingerprint: str
+    labels: tuple[str, ...]
+
+
+def init(directory: str | Path, answers: Mapping[str, str] | None = None, *, force: bool = False) -> list[Path]:
+    """Write run.yaml, and a small task beside it where the answers use it; the paths, run.yaml first.
+
+    Raises UsageError if one of them exists, unless `force`.
+    """
+    files = {Path(directory) / name: text for name, text in starter_files(answers).items()}
+    there = [str(path) for path in files if path.exists()]
+    if there and not force:
+        raise UsageError(
+            f"{', '.join(there)} already there", hint="choose another directory, or overwrite with --force"
+        )
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {str(directory)!r}: {error.strerror}") from error
+    return list(files)
+
+
+def validate(config: str | Path, overrides: Sequence[str] = ()) -> Checked:
+    """Check keys, values, models and their files. Raises ConfigError, ModelError."""
+    context = RunContext.open(config, overrides)
+    for name in context.spec.models:
+        engine_for(context.spec, name)
+        launch_for(context.spec, name)
+    return Checked(
+        run=context.spec.name,
+        models=tuple(e.shown for e in expand_models(context.spec)),
+        tasks=len(context.spec.tasks),
+        resolved=dump_resolved(context.spec),
+    )
+
+
+def models(config: str | Path, overrides: Sequence[str] = ()) -> list[tuple[ModelEntry, str]]:
+    """Every model and checkpoint with its weights fingerprint. Reads the weights. Raises ModelError."""
+    context = RunContext.open(config, overrides)
+    return [(t.entry, t.weights) for t in resolve_targets(context, None)]
+
+
+def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedTask]:
+    """Record every task, prove each on fake answers with sockets blocked, keep both.
+
+    Raises TaskError for a task that cannot be recorded or replayed.
+    """
+    context = RunContext.open(config, overrides)
+    store = context.store(create=True)
+    found = record(context, store)
+    labels = prove(found)
+    return [
+        PreparedTask(
+            task=r.task,
+            num_fewshot=r.num_fewshot,
+            requests=len(r.instances),
+            fingerprint=r.fingerprint,
+            labels=labels.get(r.fingerprint, r.labels),
+        )
+        for r in found.recordings.values()
+    ]
+
+
+def search_tasks(
+    pattern: str = "", *, source: str | None = None, include: Sequence[str] = (), python: str | None = None
+) -> list[TaskInfo]:
+    """Names that contain `pattern` or match it as a glob. Raises MissingTool if lm-eval was asked for and is absent."""
+    found: list[TaskInfo] = []
+    if source in (None, "native"):
+        found += [t for t in NativeSource().list() if pattern.strip("*") in t.name]
+    if source in (None, "lm_eval"):
+        try:
+            found += LmEvalSource(python).search(pattern or "*", include=include)
+        except MissingTool:
+            if source is not None or python is not None:
+                raise
+    return found

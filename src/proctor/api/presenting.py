@@ -1,0 +1,70 @@
+"""Results as JSON values and as words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from proctor.api.running import Outcome
+from proctor.api.scoring import Scores
+from proctor.plan import Plan
+from proctor.report.table import rows_to_json
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan without its single requests."""
+    return {
+        "run": plan.run,
+        "forecast": asdict(plan.forecast),
+        "models": [
+            {
+                "model": m.model,
+                "display_name": m.display_name,
+                "label": m.label,
+                "weights": m.weights,
+                "resolution": m.resolution,
+                "owed": m.owed,
+                "shared": m.shared,
+                "damaged": m.damaged,
+                "shards": len(m.shards),
+                "tasks": [asdict(t) for t in m.tasks],
+            }
+            for m in plan.models
+        ],
+    }
+
+
+def scores_to_json(scores: Scores, *, samples: bool = False) -> dict[str, Any]:
+    """Every row; with `samples`, every document too."""
+    value: dict[str, Any] = {"run": scores.run, "complete": scores.complete, "rows": rows_to_json(scores.rows)}
+    if samples:
+        value["samples"] = [
+            {"model": s.model, "label": s.label, "suite": s.suite, **asdict(sample)}
+            for s in scores.suites
+            for sample in s.samples
+        ]
+    return value
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """The scores, what was owed before and after, and what went wrong."""
+    return scores_to_json(outcome.scores) | {
+        "complete": outcome.complete,
+        "owed_before": outcome.before.owed,
+        "owed": outcome.after.owed,
+        "drained": outcome.drained,
+        "errors": [str(e) for e in outcome.errors],
+    }
+
+
+def owed_words(outcome: Outcome) -> str:
+    """What is missing, in a line."""
+    failed = sum(t.failed for m in outcome.after.models for t in m.tasks)
+    words: list[str] = []
+    if outcome.after.owed:
+        words.append(f"{outcome.after.owed} requests are still owed")
+    if failed:
+        words.append(f"{failed} requests failed for good (`proctor status` says why; --retry-failed asks again)")
+    if not words:
+        words.append("some scores do not stand on all of their documents")
+    return "; ".join(words)

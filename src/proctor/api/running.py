@@ -1,0 +1,177 @@
+"""The whole way: record, plan, launch, watch, score."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proctor import errors
+from proctor.api.context import RunContext
+from proctor.api.planning import make_plan
+from proctor.api.progress import Progress, Silent, WorkerEvents
+from proctor.api.recording import Recorded, record
+from proctor.api.scoring import Scores, score_run
+from proctor.api.targets import Target, resolve_targets
+from proctor.errors import LaunchError, ProctorError
+from proctor.launch.launcher import Job as LaunchJob
+from proctor.launch.launcher import JobState, JobStatus
+from proctor.launch.local import LocalLauncher
+from proctor.plan import ModelPlan, Plan
+from proctor.store import Store
+from proctor.worker.job import Job
+
+POLL_S = 0.25
+"""Between two looks at the workers: what a person sees as live."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    run: str
+    scores: Scores
+    before: Plan
+    after: Plan
+    drained: bool
+    errors: tuple[ProctorError, ...] = ()
+    """Why workers ended early; what they had acknowledged is kept."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is owed, nothing has failed for good, and every row stands on all of its documents."""
+        failed = any(t.failed for m in self.after.models for t in m.tasks)
+        return self.after.owed == 0 and not failed and self.scores.complete
+
+
+async def run(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    retry_failed: bool = False,
+) -> Outcome:
+    """Do everything that is still owed, then mark it.
+
+    SIGINT or SIGTERM once lets the workers finish what is in flight; twice stops them. Raises ProctorError for
+    what stops the whole run; an error of one model's worker is in the outcome, beside the scores of the others.
+    """
+    progress = progress or Silent()
+    context = RunContext.open(config, overrides)
+    store = context.store(create=True)
+    context.write_configuration()
+    progress.phase("recording the tasks")
+    recorded = await asyncio.to_thread(record, context, store)
+    progress.phase("reading the models")
+    targets = await asyncio.to_thread(resolve_targets, context, store)
+    plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
+    progress.planned(plan)
+    drained, failures = await _ask(context, targets, plan, progress, retry_failed=retry_failed)
+    progress.phase("scoring")
+    scores, after = await asyncio.to_thread(_finish, context, store, targets, recorded)
+    return Outcome(run=context.spec.name, scores=scores, before=plan, after=after, drained=drained, errors=failures)
+
+
+def _finish(context: RunContext, store: Store, targets: Sequence[Target], recorded: Recorded) -> tuple[Scores, Plan]:
+    return score_run(context, store, targets, recorded), make_plan(context, store, targets, recorded.suites)
+
+
+async def _ask(
+    context: RunContext, targets: Sequence[Target], plan: Plan, progress: Progress, *, retry_failed: bool
+) -> tuple[bool, tuple[ProctorError, ...]]:
+    owing = [(t, m) for t, m in zip(targets, plan.models, strict=True) if m.shards]
+    if not owing:
+        return False, ()
+    context.directory.write_shards([s for _, m in owing for s in m.shards])
+    jobs = [job for target, model in owing for job in _jobs(context, target, model, retry_failed=retry_failed)]
+    events = WorkerEvents(context.directory.events)
+    events.skip()
+    async with await LocalLauncher.open(context.spec.launch) as launcher:
+        async with _draining(launcher) as drain:
+            await launcher.submit(jobs)
+            states = await _watch(launcher, events, progress)
+        progress.events(events.read())
+    return drain.requested, tuple(_failures(states, jobs, events))
+
+
+def _jobs(context: RunContext, target: Target, model: ModelPlan, *, retry_failed: bool) -> list[LaunchJob]:
+    directory = context.directory
+    job: Job = target.job(context)
+    path = directory.jobs / f"{job.job_id}.json"
+    job.write(path)
+    flags = ["--retry-failed"] if retry_failed else []
+    return [
+        LaunchJob(
+            id=f"{job.job_id}-{index}",
+            argv=(sys.executable, "-m", "proctor.worker", str(directory.root), str(path), str(index), *flags),
+            log=directory.logs / f"{job.job_id}-{index}.log",
+            gpus=job.gpus,
+        )
+        for index in range(min(target.launch.workers, len(model.shards)))
+    ]
+
+
+async def _watch(launcher: LocalLauncher, events: WorkerEvents, progress: Progress) -> Mapping[str, JobStatus]:
+    while True:
+        states = await launcher.poll(wait_s=POLL_S)
+        progress.events(events.read())
+        if all(s.state.final for s in states.values()):
+            return states
+
+
+def _failures(states: Mapping[str, JobStatus], jobs: Sequence[LaunchJob], events: WorkerEvents) -> list[ProctorError]:
+    """One error for each worker that failed, in its own words where it could still say any."""
+    found: list[ProctorError] = []
+    for job in jobs:
+        status = states[job.id]
+        said = events.last(job.id)
+        if status.state is not JobState.FAILED or status.returncode == errors.Incomplete.exit_code:
+            continue
+        if said is not None and said.error:
+            kind: type[ProctorError] = getattr(errors, said.error, ProctorError)
+            found.append(kind(said.message, hint=said.hint))
+        else:
+            reason = status.message or f"it ended with status {status.returncode}"
+            found.append(
+                LaunchError(f"worker {job.id} failed: {reason}", hint=f"see {job.log}; repeat the command to continue")
+            )
+    return found
+
+
+class _Drain:
+    requested = False
+
+
+@contextlib.asynccontextmanager
+async def _draining(launcher: LocalLauncher) -> AsyncGenerator[_Drain]:
+    """Pass on a first signal as a request to drain, a second as an order to stop."""
+    drain = _Drain()
+    loop = asyncio.get_running_loop()
+    pending: set[asyncio.Task[None]] = set()
+
+    def received() -> None:
+        work = launcher.cancel(drain=not drain.requested)
+        drain.requested = True
+        task = loop.create_task(work)
+        pending.add(task)
+        task.add_done_callback(pending.discard)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, received)
+    except (ValueError, RuntimeError):
+        # Not the main thread: whoever runs us handles signals.
+        yield drain
+        return
+    try:
+        yield drain
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        if pending:
+            await asyncio.gather(*pending)

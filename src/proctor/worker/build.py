@@ -1,0 +1,105 @@
+"""From a job to its server and its engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from proctor.config.spec import EndpointServer, LlamaCppServer
+from proctor.config.spec import LmEvalModelEngine as LmEvalSpec
+from proctor.config.spec import OpenAIEngine as OpenAISpec
+from proctor.errors import ConfigError, MissingTool
+from proctor.infer.engine import Engine
+from proctor.infer.fake import FakeEngine
+from proctor.infer.lm_eval_model import LmEvalModelEngine
+from proctor.infer.openai import OpenAIEngine
+from proctor.infer.resolve import SERVER, TokenizerSource
+from proctor.infer.server import ServedModel, Server, ServerPaths
+from proctor.infer.servers.build import build_server
+from proctor.worker.job import Job
+from proctor.worker.run_directory import RunDirectory
+
+
+def server_for(job: Job, *, worker: str) -> Server | None:
+    """The server that the job's engine asks, not started; None for engines that hold the model themselves."""
+    spec = job.engine_spec
+    if not isinstance(spec, OpenAISpec):
+        return None
+    if spec.server is None:
+        raise ConfigError(f"the job of model {job.model!r} names no server")
+    directory = RunDirectory(Path(job.run_directory))
+    scratch = directory.logs / f"{worker}.scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    model = ServedModel(
+        path=job.path,
+        revision=job.revision,
+        name=job.served_model,
+        tokenizer=job.tokenizer,
+        trust_remote_code=job.trust_remote_code,
+    )
+    paths = ServerPaths(logs=directory.logs / worker, scratch=scratch)
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return build_server(
+        spec.server,
+        model,
+        paths=paths,
+        gpus=_groups([d for d in devices.split(",") if d], spec),
+        api_key=_api_key(job),
+        urls=job.urls,
+    )
+
+
+def engine_for(job: Job, server: Server | None, *, worker: str) -> Engine:
+    """The job's engine, not entered. Raises ConfigError, ModelError."""
+    spec = job.engine_spec
+    if isinstance(spec, LmEvalSpec):
+        directory = RunDirectory(Path(job.run_directory))
+        return LmEvalModelEngine(
+            spec,
+            path=job.path,
+            log=directory.logs / f"{worker}.host.log",
+            revision=job.revision,
+            tokenizer=job.tokenizer,
+            trust_remote_code=job.trust_remote_code,
+        )
+    if isinstance(spec, OpenAISpec):
+        if server is None:
+            raise ConfigError(f"the engine of model {job.model!r} needs a server")
+        return OpenAIEngine(
+            spec,
+            backends=lambda: server.backends,
+            info=lambda: server.info,
+            tokenizer=_tokenizer(job, spec),
+            model_directory=job.path if Path(job.path).is_dir() else None,
+        )
+    return FakeEngine(spec)
+
+
+def _tokenizer(job: Job, spec: OpenAISpec) -> TokenizerSource:
+    if job.tokenizer is not None:
+        return Path(job.tokenizer)
+    if Path(job.path).is_dir():
+        return Path(job.path)
+    # llama.cpp serves the tokenizer of the GGUF; of a foreign endpoint nothing is known.
+    return SERVER if isinstance(spec.server, LlamaCppServer) else None
+
+
+def _groups(devices: list[str], spec: OpenAISpec) -> list[list[str]]:
+    server = spec.server
+    if server is None or isinstance(server, EndpointServer) or not server.gpus:
+        return []
+    size = server.gpus
+    return [devices[i * size : (i + 1) * size] for i in range(server.replicas)]
+
+
+def _api_key(job: Job) -> str | None:
+    if job.api_key_env is None:
+        return None
+    key = os.environ.get(job.api_key_env)
+    if not key:
+        raise MissingTool(
+            f"the environment variable {job.api_key_env!r} that holds the key of {job.model!r} is not set",
+            hint=f"export {job.api_key_env}=… and repeat the command",
+        )
+    return key
