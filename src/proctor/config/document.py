@@ -142,7 +142,7 @@ def parse(text: str, origin: Origin) -> Node:
     try:
         root = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise ConfigError(_yaml_fault(error, origin)) from error
+        raise ConfigError(_yaml_fault(error, text, origin)) from error
     finally:
         loader.dispose()
     if root is None:
@@ -180,16 +180,19 @@ def _neighbours(path: Path) -> str:
     return f"; next to it: {', '.join(map(repr, near))}" if near else ""
 
 
-def _yaml_fault(error: yaml.YAMLError, origin: Origin) -> str:
+def _yaml_fault(error: yaml.YAMLError, text: str, origin: Origin) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "context", None) or str(error).splitlines()[0]
+    problem = str(getattr(error, "problem", None) or getattr(error, "context", None) or str(error).splitlines()[0])
     if mark is None:
         return f"{origin}: not valid YAML: {problem}"
     hint = ""
-    if "\\t" in problem or "'\t'" in problem:
+    lines = text.splitlines()
+    if mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
         hint = "; YAML is indented with spaces, not tabs"
     elif "mapping values are not allowed" in problem:
         hint = "; quote a text that contains ': ', and check the indentation"
+    elif "another document" in problem:
+        problem = "a second document begins here (`---`); a configuration is one"
     return f"{origin.file}:{mark.line + 1}: not valid YAML: {problem}, column {mark.column + 1}{hint}"
 
 

@@ -61,6 +61,15 @@ for _kind, _pattern in (("int", INT), ("float", FLOAT)):
     cast("Any", _Dumper).add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, list("-+.0123456789"))
 
 
+def _text(dumper: Any, text: str) -> yaml.ScalarNode:
+    # A reader folds these into line feeds unless they are escaped, which only double quotes do.
+    style = '"' if any(ch in text for ch in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump_resolved(spec: RunSpec) -> str:
     """The run as one YAML document without `extends:`, every default written out.
 

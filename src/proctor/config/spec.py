@@ -399,7 +399,8 @@ class LocalLaunch(Strict):
     """Workers running at a time."""
 
 
-LaunchSpec = Annotated[LocalLaunch, Field(discriminator="type")]
+LaunchSpec = LocalLaunch
+"""Every launcher; a union by `type` once there is a second one."""
 
 
 class RunSpec(Strict):
@@ -411,7 +412,7 @@ class RunSpec(Strict):
     models: dict[str, ModelSpec] = Field(min_length=1)
     tasks: tuple[TaskSpec, ...] = Field(min_length=1)
     engine: EngineSpec = Field(default_factory=OpenAIEngine)
-    launch: LocalLaunch = Field(default_factory=LocalLaunch)
+    launch: LaunchSpec = Field(default_factory=LocalLaunch)
     profile: Literal["default", "reproducible"] = "default"
     """reproducible: float32, fixed batching, one request at a time."""
 
