@@ -80,9 +80,10 @@ class Layout:
 def show(layout: Layout, file: TextIO, *, width: int | None = None) -> None:
     """Write the table: with rich where `file` is a terminal wide enough for it, plain otherwise."""
     console = Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    if console.is_terminal:
+    if console.is_terminal and console.encoding.lower().startswith("utf"):
         table = layout.rich()
-        if console.measure(table).maximum <= console.width:
+        # Measured without the screen's limit, which would hide that it does not fit.
+        if console.measure(table, options=console.options.update(max_width=100_000)).maximum <= console.width:
             console.print(table)
             return
     # A table that does not fit is printed whole: the terminal wraps lines, but no name loses a letter.

@@ -36,6 +36,13 @@ class Progress(Protocol):
     def tick(self) -> None: ...
 
 
+class _Console(Console):
+    """rich ends the whole program when a pipe breaks; here it is an error like any other."""
+
+    def on_broken_pipe(self) -> None:
+        raise OSError("the reader of the output has gone")
+
+
 class LiveProgress:
     """Shows requests, tokens/s, time left, phases and failures by boundary of each model.
 
@@ -55,7 +62,7 @@ class LiveProgress:
         self._stream = stream
         self._clock = clock
         self._models = {name: _Model(owed=n) for name, n in (owed or {}).items()}
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
+        self._console = _Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
         self._live: Live | None = None
         self._started = clock()
         self._drawn = -DRAW_INTERVAL_S

@@ -21,8 +21,10 @@ _Place = tuple[str, str, str, int | None]
 def score_table(
     rows: Sequence[ScoreRow], *, members: Mapping[str, Sequence[str]] | None = None, title: str = ""
 ) -> Layout:
-    """One line for each score, in the order given; `members` (group: its tasks or groups) brings a group's members
-    below it and indents them. Columns that would say nothing (filter, checkpoint) are left out.
+    """One line for each score, in the order given, one task's metrics side by side.
+
+    `members` (group: its tasks or groups) brings a group's members below it and indents them. Columns that
+    would say nothing (filter, checkpoint) are left out.
     """
     placed = _placed(rows, members or {})
     with_filter = any(r.filter not in ("", "none") for r in rows)

@@ -1,0 +1,231 @@
+"""Tables: what they say, and that no name can break or forge them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import pytest
+
+from proctor.plan.views import ModelPlan, Plan, TaskPlan
+from proctor.records import Coverage, ScoreRow, Shard
+from proctor.report.layout import Column, Layout, Line, show
+from proctor.report.table import complete, coverage_words, rows_to_json, score_table
+from proctor.report.text import duration, encodable, shown
+from proctor.report.verbs import plan_table, status_table, worker_table
+from proctor.report.views import RunStatus, TaskStatus, WorkerStatus
+
+
+def row(**fields: Any) -> ScoreRow:
+    usual: dict[str, Any] = {
+        "model": "smol",
+        "label": "main",
+        "step": None,
+        "task": "colours",
+        "metric": "accuracy",
+        "filter": "none",
+        "value": 0.75,
+        "stderr": 0.0625,
+        "low": 0.6,
+        "high": 0.85,
+        "n": 48,
+        "n_expected": 48,
+        "num_fewshot": 0,
+        "higher_is_better": True,
+        "coverage": Coverage(requested=192, answered=192),
+    }
+    return ScoreRow(**(usual | fields))
+
+
+class Terminal(io.StringIO):
+    """Says that it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+FAILED = Coverage(
+    requested=192, answered=180, failed=5, truncated=2, unparsable=1, failures=(("context_length", 3), ("server", 2))
+)
+
+
+PLAIN = (
+    """\
+run x
+model  task           shots  metric             filter      value  ± stderr     95 % interval         n  coverage
+-----  -------------  -----  -----------------  ------  ---------  --------  ----------------  --------  DASHES
+smol   colours            0  accuracy ↑         none       0.7500  ± 0.0625  0.6000 to 0.8500        48  complete
+smol   colours            0  word_perplexity ↓  mean@2  38.7848 *  ± 0.0625  0.6000 to 0.8500  45 of 48  FAILURES
+模型   a longer task      -  accuracy ↑         none          - *         -                 -   0 of 48  NOTHING
+* incomplete: some documents have no answer, so the value is not that of the whole task
+""".replace("DASHES", "-" * 78)
+    .replace("NOTHING", "no value; documents left out")
+    .replace("FAILURES", "5 failed (context_length 3, server 2); 7 unanswered; 2 truncated; 1 unparsable")
+)
+
+
+def test_plain_table_whole() -> None:
+    rows = [
+        row(),
+        row(model="模型", task="a longer task", num_fewshot=None, value=None, stderr=None, low=None, high=None, n=0),
+        row(metric="word_perplexity", value=38.78485, higher_is_better=False, n=45, coverage=FAILED, filter="mean@2"),
+    ]
+    assert score_table(rows, title="run x").plain() == PLAIN
+
+
+def test_checkpoints_are_shown_where_there_are_any() -> None:
+    headings = [c.heading for c in score_table([row(label="step 5"), row()]).columns]
+    assert headings[:3] == ["model", "checkpoint", "task"] and "filter" not in headings
+
+
+def test_groups_bring_their_members_below_them() -> None:
+    rows = [
+        row(task="b"),
+        row(task="mmlu", is_group=True, num_fewshot=None),
+        row(task="a"),
+        row(task="mmlu", is_group=True, num_fewshot=None, metric="normalised"),
+        row(task="stem", is_group=True),
+        row(task="alone"),
+        row(model="other", task="a"),
+    ]
+    members = {"mmlu": ["stem", "b"], "stem": ["a"], "loop": ["loop"]}
+    table = score_table(rows, members=members)
+    assert [(line.cells[0], line.cells[1]) for line in table.lines] == [
+        ("smol", "mmlu"),
+        ("smol", "mmlu"),
+        ("smol", "  stem"),
+        ("smol", "    a"),
+        ("smol", "  b"),
+        ("smol", "alone"),
+        ("other", "a"),
+    ]
+    assert [line.strong for line in table.lines[:4]] == [True, True, True, False]
+
+
+def test_groups_in_a_circle_lose_no_row() -> None:
+    rows = [row(task="x", is_group=True), row(task="y", is_group=True)]
+    assert len(score_table(rows, members={"x": ["y"], "y": ["x"]}).lines) == 2
+
+
+def test_a_group_without_a_member_says_so() -> None:
+    group = row(is_group=True, value=None, stderr=None)
+    assert coverage_words(group.coverage, group) == "no value: members missing"
+    assert not complete(group)
+
+
+def test_json_has_everything_and_is_json() -> None:
+    found = rows_to_json([row(coverage=FAILED, value=math.inf, engines=("e1",)), row()])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found[0]["value"], found[0]["complete"], found[1]["complete"]) == ("inf", False, True)
+    assert found[0]["coverage"]["failures"] == {"context_length": 3, "server": 2}
+    assert {"model", "task", "n", "n_expected", "low", "high", "task_fingerprint", "engines"} <= found[0].keys()
+
+
+HOSTILE = [
+    "\x1b[31mred\x1b[0m",
+    "[red]x[/red]",
+    "[/]",
+    "a\nb",
+    "a\rb",
+    "\u202egnp.exe",
+    "\x9b1m",
+    "a\u2028b",
+    ":smiley:",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_names_neither_break_nor_forge(name: str, stream: type[io.StringIO]) -> None:
+    file = stream()
+    show(score_table([row(model=name, task=name, metric=name, filter=name)], title=name), file, width=400)
+    text = file.getvalue()
+    visible = shown(name)
+    assert text.count(visible) == 5
+    assert not any(c in text for c in "\x9b\u202e\u2028\r")
+    lines = [line for line in text.split("\n") if visible in line]
+    assert len(lines) == 2, "the title and one row"
+    if stream is io.StringIO:
+        assert "\x1b" not in text
+
+
+def test_hostile_names_of_the_tree(hostile_name: str) -> None:
+    text = score_table([row(model=hostile_name)]).plain()
+    assert len(text.split("\n")) == 4
+    assert shown(hostile_name) in text.split("\n")[2]
+
+
+def test_a_terminal_too_narrow_gets_every_letter() -> None:
+    file = Terminal()
+    show(score_table([row(model="m" * 100)]), file, width=60)
+    assert "m" * 100 in file.getvalue() and "\x1b" not in file.getvalue()
+
+
+def test_a_stream_that_cannot_write_it_gets_escapes() -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    show(Layout(columns=(Column(heading="± x"),), lines=(Line(cells=("ü",)),)), file)
+    assert raw.getvalue() == b"\\xb1 x\n---\n\\xfc\n"
+
+
+def test_text() -> None:
+    assert shown("plain ünïcødé 🦊") == "plain ünïcødé 🦊"
+    assert shown("👩\u200d👩") == "👩\u200d👩"
+    assert shown("a\tb\x00\U000e0001") == "a\\tb\\x00\\U000e0001"
+    assert encodable("ü", "ascii") == "\\xfc" and encodable("ü", None) == "ü"
+    assert [duration(s) for s in (-1, 45.4, 200, 7500, 273_600)] == [
+        "0 s",
+        "45 s",
+        "3 min 20 s",
+        "2 h 05 min",
+        "3 d 4 h",
+    ]
+
+
+def test_plan_table() -> None:
+    tasks = (
+        TaskPlan(
+            task="colours", num_fewshot=5, fingerprint="f", requests=1200, answered=200, failed=1, owed=999, cost_s=90
+        ),
+    )
+    shards = (Shard(id="s", model="smol", items=(("f", 1), ("f", 2)), cost_s=90),)
+    model = ModelPlan(
+        model="smol", display_name="Smol", label="main", weights="w", resolution="r", tasks=tasks, shards=shards,
+        shared=4, damaged=2,
+    )  # fmt: skip
+    table = plan_table(Plan(run="x", models=(model,), workers=2))
+    expected = ("Smol", "main", "colours", "5", "1,200", "200", "1", "999", "1 min 30 s", "-")
+    assert table.lines == (Line(cells=expected, warn=True),)
+    assert table.notes[0] == "2 requests owed in 1 shards; about 45 s on 2 worker(s), 1 min 30 s of server time"
+    assert table.notes[1].startswith("4 requests occur in several tasks") and table.notes[2].startswith(
+        "2 damaged rows"
+    )
+
+
+def test_status_table() -> None:
+    status = RunStatus(
+        run="x",
+        tasks=(
+            TaskStatus(model="a", task="t", requests=1000, answered=999, failed=1, failures=(("server", 1),)),
+            TaskStatus(model="a", task="u", num_fewshot=5, requests=3, answered=1),
+        ),
+        workers=(WorkerStatus(worker="w0", model="a", phase="failed", seen=100.0, message="no\nspace"),),
+        elapsed_s=60,
+        forecast_s=120,
+        now=105.0,
+    )
+    table = status_table(status)
+    assert [line.cells[4:9] for line in table.lines] == [
+        ("1,000", "999", "1", "0", "99 %"),
+        ("3", "1", "0", "2", "33 %"),
+    ]
+    assert table.notes == (
+        "1,000 of 1,003 requests answered, 1 failed, 2 owed",
+        "running for 1 min 00 s; the plan foresaw 2 min 00 s",
+    )
+    (worker,) = worker_table(status).lines
+    assert worker.warn and worker.cells == ("w0", "a", "failed", "0", "-", "5 s ago", "no\nspace")
