@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from proctor.infer.client import Client
 from proctor.infer.engine import PhysicalRequest, Sampling
+from proctor.infer.loglikelihood import ordered_choices
 
 
 class Dialect(StrEnum):
@@ -19,6 +21,23 @@ class Dialect(StrEnum):
     OPENAI = "openai"
     """Only the standard fields: a strict endpoint refuses others."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """One generation as the server tells it."""
+
+    text: str
+    token_ids: tuple[int, ...] | None
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+NATIVE: Final = "/completion"
+"""llama.cpp's own route."""
+
+PENALISED: Final = 65_536
+"""Tokens that llama.cpp's penalties look back on: all of them, as elsewhere. It refuses -1; its default is 64."""
 
 _BY_ENGINE = {"vllm": Dialect.VLLM, "fake": Dialect.VLLM, "sglang": Dialect.SGLANG, "llama.cpp": Dialect.LLAMA_CPP}
 
@@ -44,6 +63,10 @@ def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, di
     sampling = request.sampling
     assert sampling is not None
     body = sampling_fields(sampling, dialect)
+    if request.prompt_ids is not None and dialect is Dialect.LLAMA_CPP:
+        # Its own route, because only that one returns the generated ids.
+        body["n_predict"] = body.pop("max_tokens")
+        return NATIVE, {"prompt": request.prompt_ids, "return_tokens": True} | body
     if request.prompt_ids is not None:
         return "/v1/completions", {"prompt": request.prompt_ids} | body
     if request.prompt_text is not None:
@@ -58,6 +81,29 @@ def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, di
         if arguments:
             body["chat_template_kwargs"] = arguments
     return "/v1/chat/completions", body
+
+
+def read_generation(value: dict[str, Any], path: str) -> Generated:
+    """What a server generated. Raises KeyError, TypeError, ValueError or IndexError for anything else."""
+    if path == NATIVE:
+        return Generated(
+            text=str(value["content"]),
+            token_ids=tuple(int(t) for t in value["tokens"]),
+            finish_reason="length" if value["stop_type"] == "limit" else "stop",
+            prompt_tokens=int(value["tokens_evaluated"]),
+            completion_tokens=int(value["tokens_predicted"]),
+        )
+    choice = ordered_choices(value)[0]
+    usage = cast("dict[str, int | None]", value.get("usage") or {})
+    ids = cast("list[int] | None", choice.get("token_ids"))
+    return Generated(
+        # A null content is what chat servers say when nothing but reasoning came.
+        text=str((choice["message"]["content"] if "message" in choice else choice["text"]) or ""),
+        token_ids=None if ids is None else tuple(int(t) for t in ids),
+        finish_reason=choice.get("finish_reason"),
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+    )
 
 
 def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
@@ -92,13 +138,13 @@ def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
 
 
 def _llama_cpp(sampling: Sampling) -> dict[str, Any]:
+    penalised = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0)
     return {
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "typical_p": 1.0,
         "repeat_penalty": sampling.repetition_penalty,
-        # The whole context, as transformers and vLLM count; llama.cpp's default looks at 64 tokens.
-        "repeat_last_n": -1,
+        "repeat_last_n": PENALISED if penalised else 0,
         "dry_multiplier": 0.0,
         "xtc_probability": 0.0,
         "mirostat": 0,

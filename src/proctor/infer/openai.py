@@ -12,11 +12,10 @@ from typing import Any, Final, Self, cast
 
 from proctor.config.spec import OpenAIEngine as OpenAISpec
 from proctor.infer.client import Broken, Client, Retries, Timeouts
-from proctor.infer.dialect import Dialect, find_dialect, generation_body
+from proctor.infer.dialect import NATIVE, Dialect, find_dialect, generation_body, read_generation
 from proctor.infer.engine import Passage, PhysicalRequest
 from proctor.infer.loglikelihood import (
     Scored,
-    ordered_choices,
     score_by_echo,
     score_by_forcing,
     score_text_by_echo,
@@ -161,32 +160,29 @@ class OpenAIEngine:
     async def _generate(self, request: PhysicalRequest) -> Answer:
         assert request.sampling is not None
         path, body = generation_body(request, await self._find_dialect())
-        reply = await self._client.post(path, body)
+        reply = await self._client.post(path, body, named=path != NATIVE)
         if isinstance(reply, Broken):
             return _failure(request, reply)
         try:
-            choice = ordered_choices(reply.value)[0]
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-            usage = cast("dict[str, int]", reply.value.get("usage") or {})
-            ids = choice.get("token_ids")
-            return Response(
-                key=request.key,
-                physical_key=request.physical_key,
-                text=finish_text(self._spec.profile, text or "", request.sampling),
-                token_ids=None if ids is None else tuple(int(t) for t in ids),
-                finish_reason=choice.get("finish_reason"),
-                prompt_tokens=int(usage.get("prompt_tokens") or len(request.prompt_ids or ())),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
-                truncated_tokens=request.truncated_tokens,
-                seed=request.sampling.seed,
-                seed_honoured=self._seed_honoured(request.sampling.seed),
-                engine_id=self._engine_id(""),
-                latency_s=reply.latency_s,
-                created=time.time(),
-            )
+            found = read_generation(reply.value, path)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             message = f"the answer is no completion: {type(error).__name__}: {error}"
             return _failure(request, Broken(boundary=Boundary.SERVER, message=message, retryable=True))
+        return Response(
+            key=request.key,
+            physical_key=request.physical_key,
+            text=finish_text(self._spec.profile, found.text, request.sampling),
+            token_ids=found.token_ids,
+            finish_reason=found.finish_reason,
+            prompt_tokens=found.prompt_tokens or len(request.prompt_ids or ()),
+            completion_tokens=found.completion_tokens,
+            truncated_tokens=request.truncated_tokens,
+            seed=request.sampling.seed,
+            seed_honoured=self._seed_honoured(request.sampling.seed),
+            engine_id=self._engine_id(""),
+            latency_s=reply.latency_s,
+            created=time.time(),
+        )
 
     async def _score(self, request: PhysicalRequest) -> Answer:
         if request.prompt_text is not None:

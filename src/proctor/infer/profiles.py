@@ -75,7 +75,8 @@ def add_special(rules: Rules, text: str, *, kind: Kind, after_prefix: bool = Fal
     """
     if rules.profile == "local-completions":
         return bool(rules.add_bos_token)
-    if after_prefix:
+    if after_prefix or (rules.profile == "vllm" and not text and kind is not Kind.GENERATE):
+        # vllm's class encodes an empty text to nothing, whatever the tokenizer would add.
         return False
     # hf looks for BOS itself when it generates, and for the prefix token (BOS, else EOS) when it scores.
     start = rules.bos if rules.profile == "hf" and kind is Kind.GENERATE else rules.prefix
@@ -122,9 +123,6 @@ def split_pair(rules: Rules, text: str, encoded: Sequence[list[int]]) -> tuple[l
             context = [rules.prefix_id]
     else:
         whole, context = encoded
-        # vllm's class encodes an empty text to nothing, whatever the tokenizer would add.
-        if rules.profile == "vllm" and text.isspace():
-            context = []
         scored = whole[len(context) :]
     if not context:
         raise CannotEncode("the context has no tokens to condition on")

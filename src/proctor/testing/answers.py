@@ -92,6 +92,8 @@ class Answerer:
     def native(self, body: Mapping[str, Any]) -> Answer:
         """llama.cpp's /completion: text, and token probabilities before any logit bias."""
         (ids,) = prompts_of(body)
+        if not body.get("n_probs"):
+            return self._native_text(body, ids)
         self._check_length(ids, 1)
         state = self._model.read(self._model.seed, ids)
         bias = cast("list[list[float]]", body.get("logit_bias") or [])
@@ -108,6 +110,22 @@ class Answerer:
             "top_logprobs": [{"id": t, "token": string(t), "logprob": value} for t, value in others],
         }
         return Answer({"content": string(token), "tokens_predicted": 1, "completion_probabilities": [step]}, 1)
+
+    def _native_text(self, body: Mapping[str, Any], ids: list[int]) -> Answer:
+        max_tokens = int(body.get("n_predict", 16))
+        self._check_length(ids, max_tokens)
+        tokens, _, ended = self._model.generate(ids, max_tokens, self._sampling(body))
+        text, reason = self._finish(body, tokens, ended=ended)
+        return Answer(
+            {
+                "content": text,
+                "tokens": tokens,
+                "stop_type": "limit" if reason == "length" else "word",
+                "tokens_predicted": len(tokens),
+                "tokens_evaluated": len(ids),
+            },
+            len(tokens),
+        )
 
     def _choice(self, body: Mapping[str, Any], ids: list[int], *, chat: bool) -> tuple[dict[str, Any], int]:
         max_tokens = int(body.get("max_tokens", 16) or 0)

@@ -35,6 +35,12 @@ def build_server(
     devices = [tuple(str(gpu) for gpu in group) for group in gpus]
     if devices and len(devices) != spec.replicas:
         raise ConfigError(f"{spec.replicas} replicas need as many groups of GPUs, not {len(devices)}")
+    short = [len(group) for group in devices if len(group) != spec.gpus]
+    if spec.gpus and short:
+        raise ConfigError(
+            f"each replica needs {spec.gpus} GPUs, but one would get {short[0]}",
+            hint="lower `gpus` or `replicas` of the server, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+        )
     return LaunchedServer(_recipe(spec, model), spec, model, paths=paths, devices=devices, api_key=api_key)
 
 

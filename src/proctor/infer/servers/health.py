@@ -91,10 +91,6 @@ class Probe:
         except (aiohttp.ClientError, ValueError) as error:
             return Reply(status=0, error=f"{type(error).__name__}: {error}")
 
-    async def model_names(self) -> list[str] | None:
-        """The ids that /v1/models lists; None if it does not answer with such a list."""
-        return listed_names(await self.get("/v1/models"))
-
 
 def listed_names(reply: Reply) -> list[str] | None:
     """The model ids in an answer of /v1/models; None if it is no such answer."""
@@ -144,7 +140,7 @@ async def wait_until_healthy(
     while True:
         if group.returncode is not None:
             raise start_error(what, StartState.FAILED, group, f"ended with exit status {group.returncode}")
-        reply = await probe.get(health)
+        reply = await _ask_while_it_lives(group, probe, health)
         if reply.ok:
             # Somebody else may have taken the port first and be answering in our server's place.
             if port is None or group.listens_on(port) is not False:
@@ -164,6 +160,18 @@ async def wait_until_healthy(
             raise start_error(what, state, group, f"not up after {limits.whole_s:g} s; {answer}")
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _POLL_LONGEST_S)
+
+
+async def _ask_while_it_lives(group: ProcessGroup, probe: Probe, path: str) -> Reply:
+    """One question, given up as soon as the group ends: who answers slowly then is somebody else."""
+    asking, living = asyncio.ensure_future(probe.get(path)), asyncio.ensure_future(group.wait())
+    try:
+        await asyncio.wait([asking, living], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        living.cancel()
+        asking.cancel()
+        await asyncio.wait([asking, living])
+    return Reply(status=0, error="it ended") if asking.cancelled() else asking.result()
 
 
 _STATE_HINTS: Final = {

@@ -73,10 +73,18 @@ CAUSES: Final = (
         hint="choose a tensor_parallel_size that divides the model's number of attention heads",
     ),
     Cause(
+        name="missing module",
+        # With the colon: start-up warnings name the same errors in parentheses.
+        pattern=r"(ModuleNotFoundError|ImportError): |PackageNotFoundError|^No module named |"
+        r"Error while finding module specification",
+        hint="the server is not (or not wholly) installed in this interpreter; name the right one with "
+        "`python:` under the engine or its server, or install it there",
+    ),
+    Cause(
         name="unknown architecture",
         pattern=r"unknown (model )?architecture|unknown pre-tokenizer|not supported for now|"
         r"does not recognize this architecture|architectures? .{0,120}(failed to be inspected|not supported)|"
-        r"(pass|set|use|with|option|argument).{0,40}trust[_-]remote[_-]code|contains custom code which must",
+        r"(pass|set|use|option).{0,40}trust[_-]remote[_-]code ?= ?True|contains custom code which must",
         hint="upgrade the engine, or set `trust_remote_code: true` on the model if you trust its code",
     ),
     Cause(
@@ -108,13 +116,6 @@ CAUSES: Final = (
         name="no space",
         pattern=r"No space left on device|Disk quota exceeded",
         hint="free space where the server writes (its cache, /tmp or /dev/shm)",
-    ),
-    Cause(
-        name="missing module",
-        pattern=r"No module named|ModuleNotFoundError|ImportError|cannot import name|undefined symbol|"
-        r"PackageNotFoundError",
-        hint="the server is not (or not wholly) installed in this interpreter; name the right one with "
-        "`python:` under the engine or its server, or install it there",
     ),
     Cause(
         name="out of memory",

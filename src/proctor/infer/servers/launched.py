@@ -19,7 +19,7 @@ from proctor.config.spec import ServerBase
 from proctor.errors import ServerError
 from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.hardware import describe_hardware
-from proctor.infer.servers.health import Probe, StartLimits, describe_log, wait_until_healthy
+from proctor.infer.servers.health import Probe, StartLimits, describe_log, listed_names, wait_until_healthy
 from proctor.infer.servers.hints import find_cause, killed_hint
 from proctor.infer.servers.ports import PortFinder
 from proctor.interpreters import Command
@@ -217,16 +217,21 @@ class LaunchedServer:
         replica.backend = Backend(url=url, api_key=key, served_model=name)
 
     async def _served_name(self, probe: Probe, replica: _Replica) -> str:
-        names = await probe.model_names()
-        if not names or self._model.name in names:
+        reply = await probe.get("/v1/models")
+        names = listed_names(reply)
+        if reply.status in (401, 403):
+            said, hint = "refuses the key that it was given", "a command should read the key from {api_key_file}"
+        elif not names or self._model.name in names:
             return self._model.name
-        if not self._recipe.direct and len(names) == 1:
+        elif not self._recipe.direct and len(names) == 1:
             # A command need not use {name}; what it serves alone is what was meant.
             return names[0]
+        else:
+            said = f"serves {', '.join(map(repr, names[:8]))}, not {self._model.name!r}"
+            hint = "another server answers on that port, or the command should pass on {name}"
         raise ServerError(
-            f"{self._what(replica)} serves {', '.join(map(repr, names[:8]))}, not {self._model.name!r}"
-            f"{describe_log(_log_of(replica))}",
-            hint="another server answers on that port, or the command should pass on {name}",
+            f"{self._what(replica)} {said}{describe_log(_log_of(replica))}",
+            hint=hint,
             state="failed",
             log=str(_log_of(replica)),
         )
