@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,3 +29,17 @@ def checked(path: Path, hint: str, work: Callable[[], _T]) -> _T:
         if error.errno is None:
             raise StoreError(f"{path} is damaged: {error}", hint=hint) from error
         raise
+
+
+@contextlib.contextmanager
+def opened(path: Path, hint: str) -> Generator[Any]:
+    """The parquet file at `path`, whose pages' checksums are verified when they are read. Raises as `checked`."""
+    # Opened here, so that a missing file is an OSError with its number, and closed for certain.
+    with path.open("rb") as source:
+        yield checked(path, hint, lambda: pq.ParquetFile(source, page_checksum_verification=True))
+
+
+def read_table(path: Path, hint: str, columns: list[str] | None = None) -> Any:
+    """The whole table, or these columns of it. Raises as `checked`."""
+    with opened(path, hint) as file:
+        return checked(path, hint, lambda: file.read(columns=columns, use_threads=False))

@@ -226,8 +226,11 @@ class Ledger:
             except OSError as error:
                 if error.errno not in GONE:
                     raise
-        for seq in self._held.keys() & over:
-            del self._held[seq]
+        known = set(listed)
+        for seq in list(self._held):
+            # Swept ones are gone together with the mark that said they were over.
+            if seq in over or (seq not in known and not self._path(seq).exists()):
+                del self._held[seq]
 
     def _live(self, over: set[int]) -> dict[int, Held]:
         return {

@@ -120,7 +120,8 @@ def _plan(directory: Path, seen: Listing, alive: Alive) -> _Plan:
         with contextlib.suppress(FileNotFoundError):
             if part.read_head(directory / name).rows < MERGE_ROWS:
                 head, block = part.read_index(directory / name)
-                small.append(_Piece(name, True, block, list(head.engines), replaces=head.replaces))
+                left = tuple(n for n in head.replaces if n in seen.names)
+                small.append(_Piece(name, True, block, list(head.engines), replaces=left))
     if len(small) >= MERGE_PARTS:
         plan.pieces[:0] = small
     _drop_struck(plan, directory, seen)

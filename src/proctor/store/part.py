@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from proctor.records import EngineInfo
 from proctor.store import rows
-from proctor.store.arrow import checked, pa, pq
+from proctor.store.arrow import checked, opened, pa
 from proctor.store.keys import from_bytes
 from proctor.store.scan import Block
 
@@ -57,13 +56,13 @@ def schema(replaces: Sequence[str], engines: Iterable[EngineInfo]) -> Any:
 
 def read_head(path: Path) -> PartHead:
     """The head of the part at `path`. Raises OSError if it cannot be opened, StoreError if it is damaged."""
-    with _opened(path) as file:
+    with opened(path, _HINT) as file:
         return _head(file)
 
 
 def read_index(path: Path) -> tuple[PartHead, Block]:
     """Head and index columns. Raises as `read_head`."""
-    with _opened(path) as file:
+    with opened(path, _HINT) as file:
         head = _head(file)
         table = checked(path, _HINT, lambda: file.read(columns=_INDEX, use_threads=False))
     column = {name: table.column(name).combine_chunks() for name in _INDEX}
@@ -83,7 +82,7 @@ def read_index(path: Path) -> tuple[PartHead, Block]:
 def read_rows(path: Path, numbers: NDArray[np.int64]) -> Iterator[tuple[int, bytes | None]]:
     """The bytes of the rows with these ascending numbers; None for rows in a damaged stretch. Raises OSError."""
     groups = numbers // ROW_GROUP
-    with _opened(path) as file:
+    with opened(path, _HINT) as file:
         for group in np.unique(groups).tolist():
             wanted = numbers[groups == group]
             try:
@@ -100,7 +99,7 @@ def read_rows(path: Path, numbers: NDArray[np.int64]) -> Iterator[tuple[int, byt
 def verify(path: Path, expected: NDArray[np.uint32]) -> bool:
     """Whether the part holds exactly the rows with these checksums, in order. Raises OSError."""
     number = 0
-    with _opened(path) as file:
+    with opened(path, _HINT) as file:
         for group in range(file.num_row_groups):
             bodies = file.read_row_group(group, columns=["row"], use_threads=False).column("row").to_pylist()
             for body in bodies:
@@ -108,14 +107,6 @@ def verify(path: Path, expected: NDArray[np.uint32]) -> bool:
                     return False
                 number += 1
     return number == len(expected)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Generator[Any]:
-    """The parquet file; checks the pages' checksums when they are read."""
-    # Opened here, so that a missing file is an OSError with its number, and closed for certain.
-    with path.open("rb") as source:
-        yield checked(path, _HINT, lambda: pq.ParquetFile(source, page_checksum_verification=True))
 
 
 def _head(file: Any) -> PartHead:

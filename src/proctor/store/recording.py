@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from proctor.errors import StoreError
-from proctor.records import Instance, Kind, Recording, Request, Suite, canonical_json
-from proctor.store.arrow import checked, pa, pq
+from proctor.records import Instance, Kind, Recording, Request, Suite, canonical_json, digest
+from proctor.store.arrow import opened, pa, pq, read_table
 from proctor.store.durable import publish, publish_bytes, store_errors
+from proctor.store.rows import parse
 
 _META: Final = b"proctor"
 _DOCUMENTS_PIECE: Final = 1 << 20
-"""Characters of the documents' text in one row: a cell of hundreds of megabytes serves nobody."""
+"""Bytes of the documents' text in one row: a cell of hundreds of megabytes serves nobody."""
 _ROW_GROUP: Final = 16384
 _HINT: Final = "delete it and run `proctor prepare` again"
+_PLACES: Final = ("doc_id", "index", "repeat")
 _HEAD: Final = ("fingerprint", "source", "source_version", "task", "task_version", "num_fewshot", "settings")
 
 
@@ -62,15 +63,17 @@ def write_recording(path: Path, recording: Recording) -> None:
 def read_recording(path: Path) -> Recording:
     """The recording at `path`. Raises StoreError if it is missing or not what was written."""
     with store_errors("read a recording", path):
-        table = checked(path, _HINT, lambda: pq.read_table(path, page_checksum_verification=True))
+        table = read_table(path, _HINT)
     head = _meta(path, table.schema)
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    documents = "".join(piece for piece in columns["documents"] if piece is not None)
-    if head["digest"] != _digest((k for k in columns["key"] if k), (r for r in columns["request"] if r), documents):
+    documents = b"".join(piece for piece in columns["documents"] if piece is not None)
+    requests = [request for request in columns["request"] if request is not None]
+    places = [columns[name][: len(requests)] for name in _PLACES]
+    if head["digest"] != _digest((k for k in columns["key"] if k), requests, places, documents):
         raise _damaged(path, "its contents do not agree with their checksum")
     instances = tuple(
         Instance(
-            request=Request.from_json(orjson.loads(request)),
+            request=Request.from_json(parse(request.encode())),
             key=key.hex(),
             doc_id=doc_id,
             index=index,
@@ -89,7 +92,7 @@ def read_recording(path: Path) -> Recording:
     return Recording(
         **{name: head[name] for name in _HEAD},
         instances=instances,
-        documents=documents,
+        documents=documents.decode("utf-8", "surrogatepass"),
         labels=tuple(head["labels"]),
     )
 
@@ -97,7 +100,7 @@ def read_recording(path: Path) -> Recording:
 def read_keys(path: Path) -> list[str]:
     """The keys of the recording at `path`, in its order; reads nothing else. Raises StoreError."""
     with store_errors("read a recording", path):
-        table = checked(path, _HINT, lambda: pq.read_table(path, columns=["key"], page_checksum_verification=True))
+        table = read_table(path, _HINT, ["key"])
     keys = table.column("key").drop_null().combine_chunks()
     joined = b"".join(keys.to_pylist()).hex()
     return [joined[i : i + 64] for i in range(0, len(joined), 64)]
@@ -107,7 +110,7 @@ def read_outline(path: Path) -> Outline:
     """What planning needs of the recording at `path`, without its requests. Raises StoreError."""
     names = ["key", "doc_id", "characters", "cap"]
     with store_errors("read a recording", path):
-        table = checked(path, _HINT, lambda: pq.read_table(path, columns=names, page_checksum_verification=True))
+        table = read_table(path, _HINT, names)
     head = _meta(path, table.schema)
     table = table.filter(table.column("key").is_valid())
     joined = b"".join(table.column("key").to_pylist()).hex()
@@ -125,8 +128,8 @@ def read_outline(path: Path) -> Outline:
 
 def read_head(path: Path) -> dict[str, Any]:
     """What the recording at `path` says of itself, without its requests. Raises StoreError."""
-    with store_errors("read a recording", path):
-        return _meta(path, checked(path, _HINT, lambda: pq.read_schema(path)))
+    with store_errors("read a recording", path), opened(path, _HINT) as file:
+        return _meta(path, file.schema_arrow)
 
 
 def write_suite(path: Path, suite: Suite) -> None:
@@ -167,8 +170,10 @@ def _cap(request: Request) -> int:
 
 def _table(recording: Recording) -> Any:
     """Requests in their order, and the documents' text in pieces beside them."""
-    step = max(_DOCUMENTS_PIECE, -(-len(recording.documents) // max(1, len(recording.instances))))
-    pieces = [recording.documents[i : i + step] for i in range(0, len(recording.documents), step)]
+    # A lone surrogate may stand in a document, and parquet's text may not hold it: bytes can.
+    documents = recording.documents.encode("utf-8", "surrogatepass")
+    step = max(_DOCUMENTS_PIECE, -(-len(documents) // max(1, len(recording.instances))))
+    pieces = [documents[i : i + step] for i in range(0, len(documents), step)]
     length = max(len(recording.instances), len(pieces))
     keys = [bytes.fromhex(i.key) for i in recording.instances]
     requests = [canonical_json(i.request.to_json()) for i in recording.instances]
@@ -185,28 +190,34 @@ def _table(recording: Recording) -> Any:
         "characters": padded(map(len, requests), pa.int64()),
         "cap": padded((_cap(i.request) for i in recording.instances), pa.int64()),
         "request": padded(requests, pa.large_string()),
-        "documents": padded(pieces, pa.large_string()),
+        "documents": padded(pieces, pa.large_binary()),
     }
+    places = [[getattr(i, name) for i in recording.instances] for name in _PLACES]
     head = {name: getattr(recording, name) for name in _HEAD} | {
         "labels": list(recording.labels),
-        "digest": _digest(keys, requests, recording.documents),
+        "digest": _digest(keys, requests, places, documents),
     }
-    return pa.table(columns).replace_schema_metadata({_META: json.dumps(head)})
+    meta = {"head": head, "check": digest(head)}
+    return pa.table(columns).replace_schema_metadata({_META: json.dumps(meta)})
 
 
-def _digest(keys: Iterable[bytes], requests: Iterable[str], documents: str) -> str:
+def _digest(keys: Iterable[bytes], requests: Iterable[str], places: list[list[int]], documents: bytes) -> str:
     whole = hashlib.sha256()
     for key in keys:
         whole.update(key)
     for request in requests:
         whole.update(request.encode())
-    whole.update(documents.encode())
+    whole.update(canonical_json(places).encode())
+    whole.update(documents)
     return whole.hexdigest()
 
 
 def _meta(path: Path, schema: Any) -> dict[str, Any]:
     try:
-        return json.loads(schema.metadata[_META])
+        meta = json.loads(schema.metadata[_META])
+        if meta["check"] != digest(meta["head"]):
+            raise _damaged(path, "what it says of itself does not agree with its checksum")
+        return meta["head"]
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, "it is not a recording") from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.records import Coverage, SampleScore, ScoreRow
-from proctor.store.arrow import checked, pa, pq
+from proctor.store.arrow import checked, opened, pa, pq, read_table
 from proctor.store.durable import make_directory, publish, store_errors
 
 _META: Final = b"proctor"
@@ -159,7 +159,8 @@ def _publish(path: Path, cells: list[dict[str, Any]], schema: Any, head: dict[st
 
 
 def _head(path: Path) -> dict[str, Any]:
-    return checked(path, _HINT, lambda: json.loads(pq.read_schema(path).metadata[_META]))
+    with opened(path, _HINT) as file:
+        return checked(path, _HINT, lambda: json.loads(file.schema_arrow.metadata[_META]))
 
 
 def _rows_of(path: Path) -> dict[int, list[ScoreRow]]:
@@ -179,7 +180,7 @@ def _samples_of(path: Path) -> dict[int, list[SampleScore]]:
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
-    return checked(path, _HINT, lambda: pq.read_table(path, page_checksum_verification=True).to_pylist())
+    return read_table(path, _HINT).to_pylist()
 
 
 _HINT: Final = "delete it and run `proctor score` again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 
@@ -36,8 +37,10 @@ def round_trip(answer: Response | Failure) -> Response | Failure:
 )
 def test_a_response_survives(**fields: object) -> None:
     answer = Response(key=KEY, physical_key=PHYSICAL, finish_reason="stop", **fields)  # type: ignore[arg-type]
+    # JSON cannot tell a pair of surrogates from the character that it means.
+    text = answer.text and answer.text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     # repr, because nan is not equal to itself.
-    assert repr(round_trip(answer)) == repr(answer)
+    assert repr(round_trip(answer)) == repr(dataclasses.replace(answer, text=text))
 
 
 def test_impossible_log_probabilities_are_kept() -> None:
