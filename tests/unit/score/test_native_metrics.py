@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proctor.score import metrics
 from proctor.score.metrics import Ignoring
+from proctor.stats.bootstrap import bootstrap
 from proctor.stats.intervals import mean_stderr
 
 EXACT = Ignoring()
@@ -92,6 +94,20 @@ def test_ratio_stderr_by_hand() -> None:
     assert figure.stderr == pytest.approx(0.5 * math.exp(1.5))
     assert metrics.bits_figure([-2.0, -4.0], [2, 2]).stderr == pytest.approx(0.5 / math.log(2))
     assert metrics.ratio_stderr([-2.0], [2]) is None
+
+
+def test_ratio_stderr_is_what_the_bootstrap_finds() -> None:
+    generator = np.random.default_rng(1)
+    weights = generator.integers(20, 200, size=300)
+    logprobs = -weights * generator.uniform(0.5, 1.5, size=300)
+    figure = metrics.perplexity_figure(logprobs.tolist(), weights.tolist())
+    drawn = bootstrap(
+        lambda x: float(np.exp(-x[:, 0].sum() / x[:, 1].sum())),
+        np.stack([logprobs, weights], 1).tolist(),
+        iterations=2000,
+    )
+    assert drawn is not None
+    assert figure.stderr == pytest.approx(drawn.stderr, rel=0.06)
 
 
 @given(st.lists(st.floats(-100, 0), min_size=2, max_size=40))
