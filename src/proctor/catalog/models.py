@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def _weights(model: ModelSpec) -> Sequence[tuple[ModelKind, Checkpoint]]:
     local = local_path(model.path, Path())
     if local is None:
         return _hub_weights(model)
-    if not local.exists():
+    if not os.path.exists(local):
         raise ModelError(f"no such file or directory: {str(local)!r}{_siblings(local)}")
     if local.is_file():
         _check_gguf(local)
@@ -306,7 +307,7 @@ def _adapter(path: str) -> Path:
 def _part(path: str, what: str) -> Path:
     local = local_path(path, Path())
     if local is not None:
-        if not local.exists():
+        if not os.path.exists(local):
             raise ModelError(f"no such {what}: {str(local)!r}{_siblings(local)}")
         return local
     hub_id, _, revision = path.removeprefix(HUB).partition("@")

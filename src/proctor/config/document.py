@@ -20,7 +20,7 @@ from proctor.errors import ConfigError, nearest
 Loc = tuple[str | int, ...]
 """The way to a value: keys and list positions from the top."""
 
-_MAX_NODES: Final = 200_000
+_MAX_NODES: Final = 100_000
 """More values than any configuration has; a few lines of nested YAML aliases can ask for billions."""
 _MAX_DEPTH: Final = 60
 _TAG: Final = "tag:yaml.org,2002:"
@@ -210,7 +210,7 @@ class _Builder:
             raise self._fault(here, f"nested more than {_MAX_DEPTH} deep, or an alias that contains itself")
         if self._count > _MAX_NODES:
             raise self._fault(here, f"more than {_MAX_NODES} values")
-        origin = replace(self._origin, line=here)
+        origin = Origin(file=self._origin.file, directory=self._origin.directory, line=here)
         if isinstance(node, yaml.MappingNode):
             return Node(origin=origin, keys=self._mapping(node, depth))
         if isinstance(node, yaml.SequenceNode):

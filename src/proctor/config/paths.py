@@ -59,7 +59,7 @@ def local_path(path: str, directory: Path) -> Path | None:
         return None
     full = _joined(path, directory)
     explicit = path.startswith(("/", "./", "../", "~")) or path in (".", "..") or path.endswith((".gguf", "/"))
-    return full if explicit or not _HUB_ID.fullmatch(path) or full.exists() else None
+    return full if explicit or not _HUB_ID.fullmatch(path) or os.path.exists(full) else None
 
 
 def _resolved(loc: Loc, text: str, directory: Path) -> str:
