@@ -18,7 +18,6 @@ from typing import Any, Final
 import orjson
 
 from proctor.config.spec import OpenAIEngine
-from proctor.infer.chat_template import DEFAULT_DATE
 from proctor.infer.engine import Passage, Sampling
 from proctor.records import Kind, canonical_json, digest
 
@@ -218,7 +217,6 @@ def resolution_digest(
     template: str,
     max_length: int,
     generation_config: Mapping[str, Any] | None = None,
-    date: str = DEFAULT_DATE,
 ) -> str:
     """Digest of all that turns logical requests into physical ones; needs no server.
 
@@ -238,7 +236,7 @@ def resolution_digest(
             "extra_body": canonical_json(spec.extra_body),
             "seed": spec.seed,
             "generation_config": dict(generation_config or {}) if spec.profile == "hf" else {},
-            "date": date,
+            "date": spec.template_date,
         }
     )
 

@@ -1,0 +1,202 @@
+"""What the client does when servers fail, and what is retried."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from proctor.errors import ServerError
+from proctor.infer.client import Broken, Client, Reply, Retries, Timeouts
+from proctor.infer.engine import PhysicalRequest
+from proctor.infer.openai import OpenAIEngine
+from proctor.infer.server import Backend
+from proctor.records import Answer, Boundary, Failure, Kind, Request, Response
+from proctor.testing import FakeServer, Faults, Latency, ServerOptions, prompt_digest
+
+BODY = {"prompt": "hello", "max_tokens": 4, "temperature": 0}
+ARGUMENTS = json.dumps({"until": ["\n"], "max_gen_toks": 8})
+
+
+async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Answer]:
+    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
+
+    async def feed() -> AsyncIterator[PhysicalRequest]:
+        for one in resolved:
+            yield one
+
+    return [answer async for answer in engine.run(feed())]
+
+
+def generations(count: int) -> list[Request]:
+    return [Request(kind=Kind.GENERATE, text=f"Question {i}:", arguments=ARGUMENTS) for i in range(count)]
+
+
+def texts(answers: Sequence[Answer]) -> dict[str, str | None]:
+    return {a.key: a.text for a in answers if isinstance(a, Response)}
+
+
+@pytest.mark.parametrize("fault", ["rate_limited", "server_error", "reset", "truncated", "error_body"])
+async def test_passing_faults_are_retried_until_every_answer_is_there(connect: Any, fault: str) -> None:
+    requests = generations(60)
+    async with FakeServer() as sound, connect(lambda: [sound.backend]) as engine:
+        expected = texts(await ask(engine, requests))
+    faults = Faults(**{fault: 0.3}, retry_after_s=0.01)  # type: ignore[arg-type]
+    async with FakeServer(ServerOptions(faults=faults)) as server, connect(lambda: [server.backend]) as engine:
+        assert texts(await ask(engine, requests)) == expected
+        assert server.stats.faults[fault] > 5
+        assert server.stats.answered == len(requests)
+
+
+async def test_a_stalled_request_is_sent_again_after_its_timeout() -> None:
+    options = ServerOptions(faults=Faults(stall=0.5, seed=1))
+    retries = Retries(attempts=20, base_s=0.001, cap_s=0.01)
+    async with (
+        FakeServer(options) as server,
+        Client(lambda: [server.backend], timeouts=Timeouts(request=0.1), retries=retries) as client,
+    ):
+        replies = [await client.post("/v1/completions", BODY) for _ in range(6)]
+    assert all(isinstance(r, Reply) for r in replies)
+    assert server.stats.faults["stall"] > 0
+
+
+async def test_a_lasting_fault_ends_as_a_failure_that_may_be_asked_again(connect: Any) -> None:
+    async with (
+        FakeServer(ServerOptions(faults=Faults(error_body=1.0))) as server,
+        connect(lambda: [server.backend], retries=Retries(attempts=3, base_s=0.001)) as engine,
+    ):
+        (failure,) = await ask(engine, generations(1))
+    assert isinstance(failure, Failure)
+    assert failure.boundary is Boundary.SERVER
+    assert failure.retryable
+    assert failure.attempts == 4
+    assert "the engine is lost" in failure.message
+
+
+async def test_a_prompt_over_the_servers_window_is_a_context_failure_and_asked_once(connect: Any) -> None:
+    async with (
+        FakeServer(ServerOptions(max_model_len=40)) as server,
+        connect(lambda: [server.backend]) as engine,
+    ):
+        short, long = await ask(
+            engine, [*generations(1), Request(kind=Kind.GENERATE, text="x" * 99, arguments=ARGUMENTS)]
+        )
+        assert isinstance(short, Response)
+        assert isinstance(long, Failure)
+        assert (long.boundary, long.retryable, long.attempts) == (Boundary.CONTEXT, False, 1)
+        assert server.stats.prompts[prompt_digest(list(b"x" * 99))] == 1
+
+
+async def test_a_refused_request_is_not_retried() -> None:
+    async with FakeServer() as server, Client(lambda: [server.backend]) as client:
+        outcome = await client.post("/v1/completions", {"prompt": []})
+    assert isinstance(outcome, Broken)
+    assert (outcome.boundary, outcome.retryable, outcome.attempts) == (Boundary.REFUSED, False, 1)
+
+
+async def test_a_list_that_is_refused_as_a_whole_is_asked_one_by_one(connect: Any) -> None:
+    long = Request(kind=Kind.LOGLIKELIHOOD, text="y" * 200, continuation=" z")
+    short = [Request(kind=Kind.LOGLIKELIHOOD, text="y", continuation=f" {i}") for i in range(3)]
+    async with (
+        FakeServer(ServerOptions(max_model_len=150)) as server,
+        connect(lambda: [server.backend], batch_size=4) as engine,
+    ):
+        answers = {a.key: a for a in await ask(engine, [*short, long])}
+        # The list, and each of its four prompts.
+        assert server.stats.prompts[prompt_digest(list(b"y 0"))] == 2
+    assert all(isinstance(answers[r.key], Response) for r in short)
+    failure = answers[long.key]
+    assert isinstance(failure, Failure)
+    assert failure.boundary is Boundary.CONTEXT
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+async def test_a_wrong_key_stops_the_engine_and_is_not_shown(connect: Any, key: str | None) -> None:
+    async with FakeServer(ServerOptions(api_key="right-secret")) as server:
+        wrong = Backend(url=server.url, api_key=key)
+        async with connect(lambda: [wrong]) as engine:
+            with pytest.raises(ServerError) as caught:
+                await ask(engine, generations(3))
+        async with connect(lambda: [server.backend]) as engine:
+            assert isinstance((await ask(engine, generations(1)))[0], Response)
+    assert "API key" in str(caught.value)
+    assert "right-secret" not in str(caught.value)
+
+
+async def test_an_unreachable_server_ends_the_run_after_the_budget(connect: Any) -> None:
+    async with FakeServer() as server:
+        gone = server.backend
+    async with connect(lambda: [gone], retries=Retries(unreachable_s=0.2, base_s=0.001)) as engine:
+        with pytest.raises(ServerError, match="no server answered"):
+            await ask(engine, generations(5))
+
+
+async def test_a_restarted_server_is_found_at_its_new_address(connect: Any) -> None:
+    current: list[Backend] = []
+    async with FakeServer() as first:
+        gone = first.backend
+    current.append(gone)
+    async with FakeServer() as second, connect(lambda: tuple(current)) as engine:
+        asking = asyncio.create_task(ask(engine, generations(5)))
+        await asyncio.sleep(0.1)
+        current[:] = [second.backend]
+        assert all(isinstance(a, Response) for a in await asking)
+
+
+async def test_a_dead_backend_is_ejected_and_the_others_take_over(connect: Any) -> None:
+    async with FakeServer() as dead:
+        gone = dead.backend
+    async with FakeServer() as one, FakeServer() as two:
+        backends = [gone, one.backend, two.backend]
+        async with connect(lambda: tuple(backends)) as engine:
+            answers = await ask(engine, generations(80))
+        assert all(isinstance(a, Response) for a in answers)
+        assert one.stats.answered + two.stats.answered == 80
+        assert min(one.stats.answered, two.stats.answered) > 10
+
+
+async def test_a_backend_that_recovers_is_asked_again(connect: Any) -> None:
+    options = ServerOptions(slow_start_s=0.3)
+    async with FakeServer(options) as slow, connect(lambda: [slow.backend]) as engine:
+        answers = await ask(engine, generations(4))
+    assert all(isinstance(a, Response) for a in answers)
+
+
+async def test_retry_after_is_honoured() -> None:
+    options = ServerOptions(faults=Faults(rate_limited=0.5, retry_after_s=0.15, seed=3))
+    async with FakeServer(options) as server, Client(lambda: [server.backend]) as client:
+        loop = asyncio.get_running_loop()
+        for _ in range(8):
+            limited, started = server.stats.faults["rate_limited"], loop.time()
+            assert isinstance(await client.post("/v1/completions", BODY), Reply)
+            waited = server.stats.faults["rate_limited"] - limited
+            assert loop.time() - started >= 0.15 * waited
+        assert server.stats.faults["rate_limited"] > 0
+
+
+async def test_no_more_is_in_flight_than_allowed_and_the_window_grows_to_it(connect: Any) -> None:
+    options = ServerOptions(latency=Latency(fixed_s=0.005))
+    async with FakeServer(options) as server, connect(lambda: [server.backend], max_in_flight=24) as engine:
+        await ask(engine, generations(400))
+    assert 16 <= server.stats.max_in_flight <= 24
+
+
+async def test_an_abandoned_run_leaves_nothing_running(connect: Any) -> None:
+    options = ServerOptions(latency=Latency(fixed_s=0.02))
+    async with FakeServer(options) as server, connect(lambda: [server.backend]) as engine:
+        resolved = [r for r in await engine.resolve(generations(50)) if isinstance(r, PhysicalRequest)]
+
+        async def feed() -> AsyncIterator[PhysicalRequest]:
+            for one in resolved:
+                yield one
+
+        answers = engine.run(feed())
+        await anext(answers)
+        await answers.aclose()  # type: ignore[attr-defined]
+        asked = server.stats.requests
+        await asyncio.sleep(0.1)
+        assert server.stats.requests == asked
+        assert server.stats.in_flight == 0

@@ -1,0 +1,145 @@
+"""Which servers may measure log-likelihoods, and by which method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from proctor.config.spec import OpenAIEngine as Spec
+from proctor.errors import ProbeError
+from proctor.infer.engine import PhysicalRequest
+from proctor.infer.fake_model import END, FakeModel
+from proctor.infer.openai import OpenAIEngine
+from proctor.infer.resolve import SERVER
+from proctor.records import Answer, EngineInfo, Kind, Request, Response
+from proctor.testing import FakeServer, Faults, ServerOptions
+
+LIKELY = Request(kind=Kind.LOGLIKELIHOOD, text="The sky is", continuation=" blue")
+
+
+async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Answer]:
+    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
+
+    async def feed() -> AsyncIterator[PhysicalRequest]:
+        for one in resolved:
+            yield one
+
+    return [answer async for answer in engine.run(feed())]
+
+
+async def test_a_right_server_is_asked_by_echo_without_generating(connect: Any) -> None:
+    async with FakeServer() as server, connect(lambda: [server.backend]) as engine:
+        (response,) = await ask(engine, [LIKELY])
+        assert engine.conformance is not None
+        assert (engine.conformance.method, engine.conformance.max_tokens) == ("echo", 0)
+        assert engine.conformance.lists
+        assert engine.info.method == "echo"
+    values, _ = FakeModel("fake").score([*b"The sky is blue"])
+    assert isinstance(response, Response)
+    assert response.token_logprobs == pytest.approx(values[-5:])
+
+
+async def test_a_server_that_must_generate_beside_the_echo_is_asked_for_one_token(connect: Any) -> None:
+    async with FakeServer() as right, connect(lambda: [right.backend]) as engine:
+        (expected,) = await ask(engine, [LIKELY])
+    async with FakeServer(ServerOptions(echo_zero=False)) as server, connect(lambda: [server.backend]) as engine:
+        (response,) = await ask(engine, [LIKELY])
+        assert engine.conformance is not None
+        assert engine.conformance.max_tokens == 1
+    assert isinstance(response, Response) and isinstance(expected, Response)
+    assert response.token_logprobs == expected.token_logprobs
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["ids", "text"])
+@pytest.mark.parametrize(("echo", "said"), [("ignored", "ignored"), ("shifted", "one position")])
+async def test_a_wrong_server_is_refused_by_name_of_the_fault(connect: Any, echo: Any, said: str, local: bool) -> None:
+    async with (
+        FakeServer(ServerOptions(echo=echo)) as server,
+        connect(lambda: [server.backend], local=local) as engine,
+    ):
+        with pytest.raises(ProbeError) as caught:
+            await ask(engine, [LIKELY])
+    assert said in str(caught.value)
+    assert "vLLM" in str(caught.value)
+
+
+async def test_a_wrong_server_still_generates(connect: Any) -> None:
+    request = Request(kind=Kind.GENERATE, text="Hello", arguments=json.dumps({"until": [], "max_gen_toks": 3}))
+    async with FakeServer(ServerOptions(echo="shifted")) as server, connect(lambda: [server.backend]) as engine:
+        (response,) = await ask(engine, [request])
+    assert isinstance(response, Response)
+
+
+@pytest.mark.parametrize("echo", ["ignored", "shifted"])
+async def test_where_echo_is_wrong_tokens_are_forced_and_give_the_same_numbers(connect: Any, echo: Any) -> None:
+    requests = [LIKELY, Request(kind=Kind.ROLLING, text="A document.")]
+    async with FakeServer() as right, connect(lambda: [right.backend]) as engine:
+        expected = {a.key: a for a in await ask(engine, requests)}
+    options = ServerOptions(echo=echo, native=True)
+    async with FakeServer(options) as server, connect(lambda: [server.backend]) as engine:
+        answers = await ask(engine, requests)
+        assert engine.info.method == "forced"
+    for answer in answers:
+        other = expected[answer.key]
+        assert isinstance(answer, Response) and isinstance(other, Response)
+        assert answer.token_logprobs == pytest.approx(other.token_logprobs)
+        assert answer.is_greedy == other.is_greedy
+
+
+async def test_a_wanted_method_is_not_replaced_by_another(connect: Any) -> None:
+    async with (
+        FakeServer(ServerOptions(native=False)) as server,
+        connect(lambda: [server.backend], loglikelihood="forced") as engine,
+    ):
+        with pytest.raises(ProbeError, match="forced: no /completion route"):
+            await ask(engine, [LIKELY])
+
+
+async def test_passing_faults_do_not_condemn_a_server(connect: Any) -> None:
+    options = ServerOptions(faults=Faults(server_error=0.3, truncated=0.2, seed=5))
+    async with FakeServer(options) as server, connect(lambda: [server.backend]) as engine:
+        (response,) = await ask(engine, [LIKELY])
+        assert engine.info.method == "echo"
+    assert isinstance(response, Response)
+
+
+async def test_text_is_scored_by_offsets_where_nobody_here_can_tokenise(connect: Any) -> None:
+    requests = [LIKELY, Request(kind=Kind.LOGLIKELIHOOD, text="The sky is ", continuation="blue")]
+    async with FakeServer() as server:
+        async with connect(lambda: [server.backend]) as engine:
+            by_ids = {a.key: a for a in await ask(engine, requests)}
+        async with connect(lambda: [server.backend], local=False) as engine:
+            by_text = {a.key: a for a in await ask(engine, requests)}
+    for request in requests:
+        one, other = by_ids[request.key], by_text[request.key]
+        assert isinstance(one, Response) and isinstance(other, Response)
+        assert one.token_logprobs == pytest.approx(other.token_logprobs)
+        assert one.token_logprobs is not None and len(one.token_logprobs) == 5
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["llama.cpp", "vllm"])
+async def test_the_servers_own_tokenizer_gives_the_same_ids(connect: Any, native: bool) -> None:
+    requests = [
+        LIKELY,
+        Request(kind=Kind.GENERATE, text="ünïcødé </s> 🦊", arguments='{"max_gen_toks":4,"until":[]}'),
+    ]
+    async with FakeServer(ServerOptions(native=native)) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            local = await engine.resolve(requests)
+        remote = OpenAIEngine(
+            Spec(),
+            backends=lambda: [server.backend],
+            info=lambda: EngineInfo(engine="fake", version="1"),
+            tokenizer=SERVER,
+        )
+        async with remote:
+            found = await remote.resolve(requests)
+    for one, other in zip(local, found, strict=True):
+        assert isinstance(one, PhysicalRequest) and isinstance(other, PhysicalRequest)
+        assert one.passages == other.passages
+        assert one.prompt_ids == other.prompt_ids
+    assert isinstance(found[1], PhysicalRequest) and found[1].prompt_ids is not None
+    assert END in found[1].prompt_ids
