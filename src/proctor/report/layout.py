@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Final, TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -13,6 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from proctor.report.text import encodable, shown
+
+_FOLDED: Final = 10
+"""A name may be folded to this many characters a line on a narrow screen, not to fewer."""
+_LARGE: Final = 1e6
+"""From here on numbers are written with an exponent: their digits would say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,8 @@ class Layout:
         return "\n".join(out) + "\n"
 
     def rich(self) -> Table:
-        """The table for a terminal. Names are Text, so that their markup is not read; none is wrapped."""
+        """The table for a terminal. Names are Text, so that their markup is not read. Where the screen is
+        narrow, names fold inside their cells and numbers stay whole."""
         table = Table(
             title=Text(shown(self.title)) if self.title else None,
             caption=Text("\n".join(map(shown, self.notes))) if self.notes else None,
@@ -65,12 +71,23 @@ class Layout:
         )
         for column in self.columns:
             table.add_column(
-                Text(column.heading), justify="right" if column.right else "left", no_wrap=True, overflow="fold"
+                Text(column.heading),
+                justify="right" if column.right else "left",
+                no_wrap=column.right,
+                overflow="fold",
             )
         for line in self.lines:
             style = "yellow" if line.warn else "bold" if line.strong else ""
             table.add_row(*(Text(shown(cell), style=style) for cell in line.cells))
         return table
+
+    def least_width(self) -> int:
+        """Characters that the table needs on a terminal: numbers whole, names folded to a readable width."""
+        total = -2
+        for i, column in enumerate(self.columns):
+            wanted = max(cell_len(cell) for cell in (column.heading, *(shown(x.cells[i]) for x in self.lines)))
+            total += 2 + (wanted if column.right else min(wanted, _FOLDED))
+        return total
 
     def _padded(self, index: int, cell: str, width: int) -> str:
         gap = " " * (width - cell_len(cell))
@@ -80,12 +97,10 @@ class Layout:
 def show(layout: Layout, file: TextIO, *, width: int | None = None) -> None:
     """Write the table: with rich where `file` is a terminal wide enough for it, plain otherwise."""
     console = Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    if console.is_terminal and console.encoding.lower().startswith("utf"):
-        table = layout.rich()
-        # Measured without the screen's limit, which would hide that it does not fit.
-        if console.measure(table, options=console.options.update(max_width=100_000)).maximum <= console.width:
-            console.print(table)
-            return
+    fits = layout.least_width() <= console.width
+    if fits and console.is_terminal and console.encoding.lower().startswith("utf"):
+        console.print(layout.rich())
+        return
     # A table that does not fit is printed whole: the terminal wraps lines, but no name loses a letter.
     file.write(encodable(layout.plain(), getattr(file, "encoding", None)))
     file.flush()
@@ -93,7 +108,9 @@ def show(layout: Layout, file: TextIO, *, width: int | None = None) -> None:
 
 def number(value: float | None, *, digits: int = 4) -> str:
     """As lm-evaluation-harness prints it: four decimals; `-` for no value."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}e}" if abs(value) >= _LARGE else f"{value:.{digits}f}"
 
 
 def heading(*names: str, right: Sequence[str] = ()) -> tuple[Column, ...]:

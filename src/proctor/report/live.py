@@ -150,9 +150,7 @@ class LiveProgress:
         per_s, tokens_per_s, left = model.rates(now)
         parts = [model.phase, model.done_of]
         parts += (
-            [f"{per_s} requests/s", f"{tokens_per_s} tokens/s", *([f"{left} left"] if left != "?" else [])]
-            if per_s
-            else []
+            [f"{per_s} requests/s", f"{tokens_per_s} tokens/s", *([f"{left} left"] if left else [])] if per_s else []
         )
         line = f"{name}: " + ", ".join(p for p in (*parts, model.trouble) if p)
         if line != model.line:
@@ -277,7 +275,8 @@ class _Model:
         rate = (self.dealt_with - dealt_with) / seconds if seconds > 0 else 0.0
         if rate <= 0:
             return "", "", ""
-        left = "?" if self.owed is None else duration(max(0, self.owed - self.dealt_with) / rate)
+        remaining = (self.owed or 0) - self.dealt_with
+        left = duration(remaining / rate) if remaining > 0 else ""
         per_s = f"{rate:.1f}" if rate < 100 else count(round(rate))
         return per_s, count(round((self.tokens - tokens) / seconds)), left
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,9 @@ from proctor.report.text import count
 
 _NOTE = "* incomplete: some documents have no answer, so the value is not that of the whole task"
 
+
+_ALL = "every request was answered; none was cut short or unparsable"
+_COMPLETE = "complete"
 
 _Place = tuple[str, str, str, int | None]
 """Model, checkpoint, task, shots."""
@@ -24,23 +27,35 @@ def score_table(
     """One line for each score, in the order given, one task's metrics side by side.
 
     `members` (group: its tasks or groups) brings a group's members below it and indents them. Columns that
-    would say nothing (filter, checkpoint) are left out.
+    would say nothing (checkpoint, filter, coverage) are left out; for the coverage a note stands instead.
     """
-    placed = _placed(rows, members or {})
-    with_filter = any(r.filter not in ("", "none") for r in rows)
     with_label = any(r.label not in ("", "main") for r in rows)
-    names = ["model", *(["checkpoint"] if with_label else []), "task", "shots", "metric"]
-    names += [*(["filter"] if with_filter else []), "value", "± stderr", "95 % interval", "n", "coverage"]
-    lines: list[Line] = []
-    for row, depth in placed:
-        cells = [row.model, *([row.label] if with_label else []), "  " * depth + row.task]
-        cells += ["-" if row.num_fewshot is None else str(row.num_fewshot), row.metric + arrow(row)]
-        cells += [row.filter] if with_filter else []
-        cells += [_value(row), _stderr(row), _interval(row), _n(row), coverage_words(row.coverage, row)]
-        lines.append(Line(cells=tuple(cells), strong=row.is_group, warn=not complete(row)))
-    notes = (_NOTE,) if any(not complete(r) for r in rows) else ()
-    columns = heading(*names, right=("shots", "value", "± stderr", "95 % interval", "n"))
-    return Layout(title=title, columns=columns, lines=tuple(lines), notes=notes)
+    with_filter = any(r.filter not in ("", "none") for r in rows)
+    flawed = any(coverage_words(r.coverage, r) != _COMPLETE for r in rows)
+    columns: list[tuple[str, bool, Callable[[ScoreRow, int], str]]] = [
+        ("model", True, lambda row, depth: row.model),
+        ("checkpoint", with_label, lambda row, depth: row.label),
+        ("task", True, lambda row, depth: "  " * depth + row.task),
+        ("shots", True, lambda row, depth: "-" if row.num_fewshot is None else str(row.num_fewshot)),
+        ("metric", True, lambda row, depth: row.metric + arrow(row)),
+        ("filter", with_filter, lambda row, depth: row.filter),
+        ("value ± stderr", True, lambda row, depth: _value(row)),
+        ("95 % interval", True, lambda row, depth: _interval(row)),
+        ("n", True, lambda row, depth: _n(row)),
+        ("coverage", flawed, lambda row, depth: coverage_words(row.coverage, row)),
+    ]
+    shown_columns = [(name, cell) for name, wanted, cell in columns if wanted]
+    lines = tuple(
+        Line(
+            cells=tuple(cell(row, depth) for _, cell in shown_columns),
+            strong=row.is_group,
+            warn=not complete(row),
+        )
+        for row, depth in _placed(rows, members or {})
+    )
+    notes = (_NOTE,) if any(not complete(r) for r in rows) else () if flawed or not rows else (_ALL,)
+    names = heading(*(name for name, _ in shown_columns), right=("shots", "value ± stderr", "95 % interval", "n"))
+    return Layout(title=title, columns=names, lines=lines, notes=notes)
 
 
 def rows_to_json(rows: Sequence[ScoreRow]) -> list[dict[str, Any]]:
@@ -78,7 +93,7 @@ def coverage_words(coverage: Coverage, row: ScoreRow | None = None) -> str:
         parts.append(f"{count(coverage.unparsable)} unparsable")
     if row is not None and row.n < row.n_expected and not (coverage.failed or missing > 0):
         parts.append("documents left out")
-    return "; ".join(parts) or "complete"
+    return "; ".join(parts) or _COMPLETE
 
 
 def arrow(row: ScoreRow) -> str:
@@ -87,15 +102,14 @@ def arrow(row: ScoreRow) -> str:
 
 
 def _value(row: ScoreRow) -> str:
-    return number(row.value) + ("" if complete(row) else " *")
-
-
-def _stderr(row: ScoreRow) -> str:
-    return "-" if row.stderr is None else f"± {row.stderr:.4f}"
+    stderr = "" if row.stderr is None else f" ± {number(row.stderr)}"
+    return number(row.value) + stderr + ("" if complete(row) else " *")
 
 
 def _interval(row: ScoreRow) -> str:
-    return "-" if row.low is None or row.high is None else f"{row.low:.4f} to {row.high:.4f}"
+    if row.low is None or row.high is None:
+        return "-"
+    return f"{number(row.low, digits=3)} to {number(row.high, digits=3)}"
 
 
 def _n(row: ScoreRow) -> str:

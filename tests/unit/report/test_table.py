@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -53,33 +54,42 @@ FAILED = Coverage(
 )
 
 
-PLAIN = (
-    """\
+PLAIN = """\
 run x
-model  task           shots  metric             filter      value  ± stderr     95 % interval         n  coverage
------  -------------  -----  -----------------  ------  ---------  --------  ----------------  --------  DASHES
-smol   colours            0  accuracy ↑         none       0.7500  ± 0.0625  0.6000 to 0.8500        48  complete
-smol   colours            0  word_perplexity ↓  mean@2  38.7848 *  ± 0.0625  0.6000 to 0.8500  45 of 48  FAILURES
-模型   a longer task      -  accuracy ↑         none          - *         -                 -   0 of 48  NOTHING
+model  task           shots  metric             filter      value ± stderr   95 % interval         n  coverage
+-----  -------------  -----  -----------------  ------  ------------------  --------------  --------  DASHES
+smol   colours            0  accuracy ↑         none       0.7500 ± 0.0625  0.600 to 0.850        48  complete
+smol   colours            0  word_perplexity ↓  mean@2  38.7849 ± 0.0625 *  0.600 to 0.850  45 of 48  FAILURES
+模型   a longer task      -  accuracy ↑         none                   - *               -   0 of 48  NOTHING
 * incomplete: some documents have no answer, so the value is not that of the whole task
-""".replace("DASHES", "-" * 78)
-    .replace("NOTHING", "no value; documents left out")
-    .replace("FAILURES", "5 failed (context_length 3, server 2); 7 unanswered; 2 truncated; 1 unparsable")
-)
+"""
+WORDS = {
+    "DASHES": "-" * 78,
+    "NOTHING": "no value; documents left out",
+    "FAILURES": "5 failed (context_length 3, server 2); 7 unanswered; 2 truncated; 1 unparsable",
+}
 
 
 def test_plain_table_whole() -> None:
     rows = [
         row(),
         row(model="模型", task="a longer task", num_fewshot=None, value=None, stderr=None, low=None, high=None, n=0),
-        row(metric="word_perplexity", value=38.78485, higher_is_better=False, n=45, coverage=FAILED, filter="mean@2"),
+        row(metric="word_perplexity", value=38.78491, higher_is_better=False, n=45, coverage=FAILED, filter="mean@2"),
     ]
-    assert score_table(rows, title="run x").plain() == PLAIN
+    assert score_table(rows, title="run x").plain() == re.sub("[A-Z]{5,}", lambda m: WORDS[m.group()], PLAIN)
 
 
 def test_checkpoints_are_shown_where_there_are_any() -> None:
     headings = [c.heading for c in score_table([row(label="step 5"), row()]).columns]
     assert headings[:3] == ["model", "checkpoint", "task"] and "filter" not in headings
+
+
+def test_coverage_is_a_note_where_nothing_is_wrong() -> None:
+    fine = score_table([row(), row(task="other")])
+    assert "coverage" not in fine.plain() and "every request was answered" in fine.plain()
+    cut = score_table([row(), row(coverage=Coverage(requested=9, answered=9, truncated=1))])
+    assert [line.cells[-1] for line in cut.lines] == ["complete", "1 truncated"] and cut.notes == ()
+    assert score_table([]).notes == ()
 
 
 def test_groups_bring_their_members_below_them() -> None:
@@ -155,14 +165,27 @@ def test_names_neither_break_nor_forge(name: str, stream: type[io.StringIO]) -> 
 
 def test_hostile_names_of_the_tree(hostile_name: str) -> None:
     text = score_table([row(model=hostile_name)]).plain()
-    assert len(text.split("\n")) == 4
+    assert len(text.split("\n")) == 5
     assert shown(hostile_name) in text.split("\n")[2]
 
 
-def test_a_terminal_too_narrow_gets_every_letter() -> None:
+def test_a_narrow_terminal_folds_names_and_keeps_numbers() -> None:
+    file = Terminal()
+    show(score_table([row(model="abcdefghij" * 5)]), file, width=80)
+    text = file.getvalue()
+    assert "0.7500 ± 0.0625" in text and "0.600 to 0.850" in text and "\x1b" in text
+    assert "".join(line.strip().partition(" ")[0] for line in text.split("\n")[3:]).count("abcdefghij") == 5
+
+
+def test_a_terminal_too_narrow_for_that_gets_plain_text() -> None:
     file = Terminal()
     show(score_table([row(model="m" * 100)]), file, width=60)
     assert "m" * 100 in file.getvalue() and "\x1b" not in file.getvalue()
+
+
+def test_large_numbers_are_short() -> None:
+    table = score_table([row(value=548607716240974.06, stderr=2.3e14, low=1.0, high=1.4e15)])
+    assert "5.4861e+14 ± 2.3000e+14" in table.plain() and "1.000 to 1.400e+15" in table.plain()
 
 
 def test_a_stream_that_cannot_write_it_gets_escapes() -> None:
