@@ -20,8 +20,10 @@ from proctor.config.spec import (
     LlamaCppServer,
     LmEvalModelEngine,
     LocalLaunch,
+    ModelSpec,
     OpenAIEngine,
     RunSpec,
+    ServerBase,
     SglangServer,
     VllmServer,
     is_url,
@@ -34,6 +36,33 @@ Server = LlamaCppServer | VllmServer | SglangServer | CommandServer | EndpointSe
 ENGINE: Final[TypeAdapter[Engine]] = TypeAdapter(EngineSpec)
 LAUNCH: Final[TypeAdapter[LocalLaunch]] = TypeAdapter(LaunchSpec)
 _LOADS_WEIGHTS: Final = frozenset({"hf", "hf-auto", "huggingface", "hf-multimodal", "vllm", "vllm-vlm", "sglang"})
+ADAPTER_ARGUMENTS: Final[Mapping[str, str]] = {
+    "hf": "peft",
+    "hf-auto": "peft",
+    "huggingface": "peft",
+    "vllm": "lora_local_path",
+}
+"""The argument of lm-eval's model classes that names an adapter."""
+_MODEL_FILES: Final[Mapping[str, str]] = {
+    "pretrained": "path",
+    "gguf-file": "path",
+    "subfolder": "path",
+    "delta": "path",
+    "peft": "adapters",
+    "lora-local-path": "adapters",
+    "revision": "revision",
+    "tokenizer": "tokenizer",
+}
+_SERVER_FILES: Final[Mapping[str, str]] = {
+    "model-path": "path",
+    "lora": "adapters",
+    "lora-scaled": "adapters",
+    "lora-modules": "adapters",
+    "lora-paths": "adapters",
+    "revision": "revision",
+    "tokenizer": "tokenizer",
+    "tokenizer-path": "tokenizer",
+}
 _Checked = TypeVar("_Checked")
 
 
@@ -44,15 +73,53 @@ def engine_for(spec: RunSpec, model: str, path: str | None = None) -> Engine:
     Raises ConfigError if the merged engine is not valid, does not suit the path, or asks for what the profile
     excludes.
     """
+    chosen = spec.models[model]
     engine = _checked(ENGINE, merged(spec, model, "engine"), f"models.{model}.engine", EngineSpec)
     if isinstance(engine, OpenAIEngine):
-        engine = engine.model_copy(update={"server": server_for(path or spec.models[model].path, engine)})
-    elif isinstance(engine, LmEvalModelEngine) and is_url(spec.models[model].path) and engine.model in _LOADS_WEIGHTS:
+        server = server_for(path or chosen.path, engine)
+        _refuse_files(server.args if isinstance(server, ServerBase) else {}, _SERVER_FILES, "engine.server.args")
+        engine = engine.model_copy(update={"server": server})
+    elif isinstance(engine, LmEvalModelEngine) and engine.model in _LOADS_WEIGHTS:
+        engine = _in_process(engine, chosen)
+    if chosen.adapters and not isinstance(engine, LmEvalModelEngine | FakeEngine):
         raise ConfigError(
-            f"the model class {engine.model!r} loads weights, but the path {spec.models[model].path!r} is a URL",
-            hint="ask a server with engine.type openai",
+            f"`adapters:` cannot be applied by a server of type {engine_kind(engine)!r}",
+            hint="merge them into the weights, or use engine: {type: lm_eval, model: hf}",
         )
     return reproducible(engine) if spec.profile == "reproducible" else engine
+
+
+def _in_process(engine: LmEvalModelEngine, model: ModelSpec) -> LmEvalModelEngine:
+    """The engine with the model's adapter among its arguments. Raises ConfigError if the two do not fit."""
+    if is_url(model.path):
+        raise ConfigError(
+            f"the model class {engine.model!r} loads weights, but the path {model.path!r} is a URL",
+            hint="ask a server with engine.type openai",
+        )
+    _refuse_files(engine.model_args, _MODEL_FILES, "engine.model_args")
+    if not model.adapters:
+        return engine
+    argument = ADAPTER_ARGUMENTS.get(engine.model)
+    first, *more = model.adapters
+    if argument is None or more:
+        raise ConfigError(
+            f"`adapters:` has {len(model.adapters)} entries; the model class {engine.model!r} "
+            + ("takes none" if argument is None else "takes one"),
+            hint="merge them into the weights",
+        )
+    # A hub id keeps its cached name here; a local path is absolute.
+    args = {**engine.model_args, argument: first.removeprefix("hub:")}
+    return engine.model_copy(update={"model_args": args})
+
+
+def _refuse_files(args: Mapping[str, Any], belongs: Mapping[str, str], where: str) -> None:
+    """Weights named in passing would not be part of the fingerprint: they are stated under `models:`."""
+    for key in args:
+        place = belongs.get(_option(key))
+        if place is not None:
+            raise ConfigError(
+                f"{where}.{key} names weights that Proctor would not see", hint=f"write it as models.NAME.{place}"
+            )
 
 
 def launch_for(spec: RunSpec, model: str) -> LocalLaunch:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from proctor.config.engines import Engine, engine_kind
+from proctor.config.engines import ADAPTER_ARGUMENTS, Engine, engine_kind
 from proctor.config.spec import CommandServer, EndpointServer, LmEvalModelEngine, OpenAIEngine
 from proctor.records import Json
 
@@ -40,9 +40,11 @@ _HARMLESS: Final = frozenset(
         "low_cpu_mem_usage",
         "use_fast_tokenizer",
         "trust_remote_code",
+        *ADAPTER_ARGUMENTS.values(),
     }
 )
-"""Arguments of lm-eval's model classes that do not change an answer; any other one may."""
+"""Arguments of lm-eval's model classes that do not change an answer, and those whose files are hashed; any other
+one may change it."""
 
 
 def numerics(engine: Engine) -> dict[str, Json]:

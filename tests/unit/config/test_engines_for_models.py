@@ -88,6 +88,35 @@ def test_a_model_class_that_loads_weights_has_no_use_for_a_url() -> None:
         engine_for(spec, "m")
 
 
+def test_an_adapter_is_handed_to_the_class_that_can_apply_it() -> None:
+    def chosen(model: str, *adapters: str) -> Any:
+        return engine_for(run({"path": "/m", "adapters": adapters}, engine={"type": "lm_eval", "model": model}), "m")
+
+    assert chosen("hf", "/a").model_args == {"peft": "/a"}
+    assert chosen("vllm", "hub:org/a").model_args == {"lora_local_path": "org/a"}
+    assert numerics(chosen("hf", "/a")) == numerics(chosen("hf", "/b"))  # the files are hashed, not the path
+    for model, adapters in (("hf", ("/a", "/b")), ("sglang", ("/a",))):
+        with pytest.raises(ConfigError, match="merge them into the weights"):
+            chosen(model, *adapters)
+    with pytest.raises(ConfigError, match="cannot be applied by a server of type 'vllm'"):
+        engine_for(run({"path": "/m", "adapters": "/a"}), "m")
+
+
+@pytest.mark.parametrize(
+    ("engine", "place"),
+    [
+        ({"type": "lm_eval", "model": "hf", "model_args": {"pretrained": "/other"}}, "path"),
+        ({"type": "lm_eval", "model": "hf", "model_args": {"peft": "/a"}}, "adapters"),
+        ({"server": {"type": "vllm", "args": {"lora_modules": "a=/a"}}}, "adapters"),
+        ({"server": {"type": "llama.cpp", "args": {"lora": "/a"}}}, "adapters"),
+        ({"server": {"type": "sglang", "args": {"model-path": "/other"}}}, "path"),
+    ],
+)
+def test_weights_are_not_named_in_passing(engine: dict[str, Any], place: str) -> None:
+    with pytest.raises(ConfigError, match=f"names weights that Proctor would not see.*\n.*models.NAME.{place}"):
+        engine_for(run({"path": "/m"}, engine=engine), "m")
+
+
 @pytest.mark.parametrize(
     ("engine", "expected"),
     [
