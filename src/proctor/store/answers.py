@@ -20,7 +20,7 @@ from proctor.records import Answer, EngineInfo, Failure
 from proctor.store import part, rows, struck
 from proctor.store.durable import GONE, as_store_error, store_errors
 from proctor.store.index import Index, Mask, Numbers
-from proctor.store.keys import KeyArray, key_array
+from proctor.store.keys import KeyArray, folded, key_array
 from proctor.store.owner import Alive, alive
 from proctor.store.rows import Damage
 from proctor.store.scan import KIND_ALIAS, KIND_RETRYABLE, Block, resolution_number
@@ -350,4 +350,4 @@ class _Reader:
 
 
 def _same(column: KeyArray, number: int, key: str) -> bool:
-    return int(column[number, 0]) == int(key[:16], 16) and int(column[number, 1]) == int(key[16:32], 16)
+    return (int(column[number, 0]), int(column[number, 1])) == folded(key)

@@ -1,4 +1,8 @@
-"""Keys as arrays: the first 128 bits of each, as two unsigned integers. A million keys are 16 MB."""
+"""Keys as arrays: 128 bits of each, as two unsigned integers. A million keys are 16 MB.
+
+A key's 256 bits are folded to 128 by an odd multiplication and an addition. Of a SHA-256 half of the bits would do
+as well; so folded, all of them count, also where something else than a hash is taken for a key.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from proctor.store.rows import check_key
 
 KeyArray = NDArray[np.uint64]
 """Shape (n, 2)."""
+
+_FOLD: Final = 0x9E3779B97F4A7C15
+"""Odd, so that nothing is lost: the golden ratio's first 64 bits."""
 
 _NIBBLES: Final = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.uint8)
@@ -31,14 +38,20 @@ def key_array(keys: Sequence[str]) -> KeyArray:
         raise
 
 
-def from_bytes(digests: bytes, width: int) -> KeyArray:
-    """The array of digests of `width` bytes each (a multiple of 8, at least 16), one after the other."""
-    words = np.frombuffer(digests, dtype=">u8").reshape(-1, width // 8)
-    return words[:, :2].astype(np.uint64)
+def from_bytes(data: bytes, width: int) -> KeyArray:
+    """The array of keys of 32 bytes each, one after the other; or, with `width` 16, of what `to_bytes` gave."""
+    words = np.frombuffer(data, dtype=">u8").reshape(-1, width // 8).astype(np.uint64)
+    return words[:, :2] + words[:, 2:] * np.uint64(_FOLD) if width == 32 else words
+
+
+def folded(key: str) -> tuple[int, int]:
+    """One key as it stands in an array."""
+    words = [int(key[i : i + 16], 16) for i in (0, 16, 32, 48)]
+    return (words[0] + words[2] * _FOLD) % 2**64, (words[1] + words[3] * _FOLD) % 2**64
 
 
 def to_bytes(keys: KeyArray) -> bytes:
-    """16 bytes for each key; the inverse of `from_bytes(…, 16)`."""
+    """16 bytes for each key."""
     return keys.astype(">u8").tobytes()
 
 

@@ -20,6 +20,8 @@ from proctor.store.owner import Owner
 CHUNK: Final = 16 << 20
 """Bytes read at a time: bounds memory, large enough for the vectorised path."""
 
+_PROBE: Final = 64 << 10
+
 KIND_RESPONSE: Final = 0
 KIND_ALIAS: Final = 1
 KIND_RETRYABLE: Final = 2
@@ -125,7 +127,10 @@ def scan(fd: int, start: int, *, complete: bool, limit: int | None = None) -> Sc
     pending = b""
     while True:
         at = out.end + len(pending)
-        size = CHUNK if limit is None else min(CHUNK, start + limit - at)
+        # A size may be stale, so it only saves memory: reading goes on until nothing comes.
+        size = min(CHUNK, max(os.fstat(fd).st_size - at, _PROBE))
+        if limit is not None:
+            size = min(size, start + limit - at)
         data = os.pread(fd, size, at) if size > 0 else b""
         if not data:
             break

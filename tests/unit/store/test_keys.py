@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from proctor.store.keys import KeyTable, from_bytes, key_array, to_bytes
+from proctor.store.keys import KeyTable, folded, from_bytes, key_array, to_bytes
 
 
 def table(pairs: list[tuple[int, int]], values: list[int], rank: list[int] | None = None) -> KeyTable:
@@ -40,9 +40,16 @@ def test_nothing_in_nothing() -> None:
     assert empty.find(key_array(["0" * 64])).tolist() == [-1]
 
 
+@pytest.mark.parametrize("pattern", ["{:064x}", "{:032x}{:032x}", "{:016x}{:048x}", "{:x<64}", "{:016x}" * 4])
+def test_every_digit_counts(pattern: str) -> None:
+    keys = [pattern.format(n, n, n, n).replace("x", "0") for n in range(16, 2000)]
+    array = key_array(keys)
+    assert len({tuple(row) for row in array.tolist()}) == len(set(keys))
+    assert [tuple(row) for row in array.tolist()] == [folded(key) for key in keys]
+
+
 def test_bytes_and_back() -> None:
     keys = key_array(["0123456789abcdef" * 4, "f" * 64])
-    assert to_bytes(keys).hex() == "0123456789abcdef" * 2 + "f" * 32
     assert (from_bytes(to_bytes(keys), 16) == keys).all()
 
 
