@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.slow]
 PYTHON = os.environ.get("PROCTOR_LM_EVAL_PYTHON")
 MODELS = os.environ.get("PROCTOR_TEST_MODELS")
 DRIVER = Path(__file__).with_name("lm_eval_class_driver.py")
-QUESTIONS = ["The capital of France is", "Two and two make", "  Indented, ünïcødé 模型:", "Long. " * 700]
+QUESTIONS = ["The capital of France is", "Two and two make", "  Indented, ünïcødé 模型:", "Long. " * 200]
 CHOICES = [" Paris", " four", " a longer choice of several tokens", "\n", "x"]
 LENGTH = '{"until":["\\n\\n"],"max_gen_toks":12,"do_sample":false,"temperature":0.0}'
 SHORT = '{"until":[" the"],"max_gen_toks":5,"do_sample":false}'
@@ -28,7 +28,7 @@ SHORT = '{"until":[" the"],"max_gen_toks":5,"do_sample":false}'
 
 def requests() -> list[Request]:
     out = [Request(kind=Kind.LOGLIKELIHOOD, text=q, continuation=c) for q in QUESTIONS for c in CHOICES]
-    out += [Request(kind=Kind.ROLLING, text=q) for q in (*QUESTIONS, "word " * 5000)]
+    out += [Request(kind=Kind.ROLLING, text=q) for q in (*QUESTIONS, "word " * 700)]
     out += [Request(kind=Kind.GENERATE, text=q, arguments=a) for a in (LENGTH, SHORT) for q in QUESTIONS]
     turns = (Message(role="system", content="Be brief."), Message(role="user", content="Say hi."))
     out += [Request(kind=Kind.GENERATE, messages=turns, arguments=LENGTH)]
@@ -51,7 +51,8 @@ def value(answer: Answer) -> object:
 
 
 @pytest.mark.parametrize(
-    "model_args", [{"dtype": "float32"}, {"dtype": "float32", "add_bos_token": True, "max_length": 512}]
+    "model_args",
+    [{"dtype": "float32", "max_length": 300}, {"dtype": "float32", "add_bos_token": True, "max_length": 256}],
 )
 async def test_hf_in_slices_equals_hf_at_once(model_args: dict[str, object], tmp_path: Path, monkeypatch) -> None:
     if PYTHON is None or MODELS is None:
