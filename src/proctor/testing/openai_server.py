@@ -1,0 +1,232 @@
+"""A fake OpenAI-compatible server: fast, deterministic, and as faulty as asked. `testing.server` is its program."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+import orjson
+from aiohttp import web
+
+from proctor.infer.fake_model import BEGIN, encode
+from proctor.infer.server import Backend
+from proctor.testing.answers import Answer, Answerer, Refused, chat_prompt, prompts_of
+from proctor.testing.options import ServerOptions
+
+JSON: Final = "application/json"
+COMPLETIONS: Final = ("/v1/completions", "/v1/chat/completions", "/completion")
+
+
+def prompt_digest(prompt: str | Sequence[int]) -> str:
+    """How the journal and /__stats name a prompt, given as the client sends it: text or ids."""
+    return hashlib.blake2b(orjson.dumps(prompt), digest_size=12).hexdigest()
+
+
+@dataclass(slots=True)
+class Stats:
+    """What was asked."""
+
+    requests: int = 0
+    answered: int = 0
+    faults: Counter[str] = field(default_factory=Counter[str])
+    prompts: Counter[str] = field(default_factory=Counter[str])
+    in_flight: int = 0
+    max_in_flight: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "answered": self.answered,
+            "faults": dict(self.faults),
+            "prompts": dict(self.prompts),
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
+        }
+
+
+class FakeServer:
+    """An async context manager: listens on loopback while entered; port 0 picks a free one."""
+
+    def __init__(self, options: ServerOptions | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.options = options or ServerOptions()
+        self.stats = Stats()
+        self._host = host
+        self._port = port
+        self._answerer = Answerer(self.options)
+        self._random = random.Random(self.options.faults.seed)
+        self._runner: web.ServerRunner | None = None
+        self._journal: int | None = None
+        self._ready_at = 0.0
+        self._stalled = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._ready_at = time.monotonic() + self.options.slow_start_s
+        if self.options.journal is not None:
+            self._journal = os.open(self.options.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._runner = web.ServerRunner(
+            web.Server(self._handle, access_log=None), handle_signals=False, shutdown_timeout=0.1
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stalled.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+
+    @property
+    def url(self) -> str:
+        """The base URL. Valid once entered."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def backend(self) -> Backend:
+        """The server as the engine wants it."""
+        return Backend(url=self.url, api_key=self.options.api_key, served_model=self.options.served_model)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path in COMPLETIONS:
+            return await self._complete(request, path)
+        if path == "/__stats":
+            return _json(self.stats.to_json())
+        if time.monotonic() < self._ready_at:
+            return _error(503, "the model is loading")
+        if path == "/tokenize":
+            return self._tokenize(orjson.loads(await request.read()))
+        return self._about(path)
+
+    def _about(self, path: str) -> web.Response:
+        if path == "/health":
+            return web.Response(body=b"")
+        if path == "/v1/models":
+            model = {"id": self.options.served_model, "object": "model", "max_model_len": self.options.max_model_len}
+            return _json({"object": "list", "data": [model]})
+        if path == "/metrics":
+            lines = (f"fake_requests_total {self.stats.requests}", f"fake_answered_total {self.stats.answered}")
+            return web.Response(text="\n".join(lines) + "\n")
+        if path == "/version" and not self.options.native:
+            return _json({"version": "0.0-fake"})
+        if path == "/props" and self.options.native:
+            return _json({"default_generation_settings": {}, "bos_token": "<s>", "eos_token": "</s>"})
+        return _error(404, "not found")
+
+    def _tokenize(self, body: dict[str, Any]) -> web.Response:
+        text = body.get("content" if self.options.native else "prompt")
+        if not isinstance(text, str):
+            return _error(400, "no text to tokenize")
+        tokens = encode(text)
+        if body.get("add_special_tokens") or body.get("add_special"):
+            tokens = [BEGIN, *tokens]
+        return _json({"tokens": tokens, "count": len(tokens)})
+
+    async def _complete(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        stats = self.stats
+        stats.requests += 1
+        if self.options.die_after is not None and stats.requests > self.options.die_after:
+            os._exit(1)
+        stats.in_flight += 1
+        stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
+        try:
+            return await self._answer(request, path, orjson.loads(await request.read()))
+        except Refused as refused:
+            return _error(400, str(refused))
+        finally:
+            stats.in_flight -= 1
+
+    async def _answer(self, request: web.BaseRequest, path: str, body: dict[str, Any]) -> web.StreamResponse:
+        if time.monotonic() < self._ready_at:
+            return _error(503, "the model is loading")
+        key = self.options.api_key
+        if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
+            return _error(401, "Unauthorized")
+        if path == "/completion" and not self.options.native:
+            return _error(404, "not found")
+        fault = self._draw_fault()
+        self._note(body, path, fault or "answered")
+        if fault is not None:
+            self.stats.faults[fault] += 1
+        answer = self._compute(body, path)
+        delay = self._delay(answer.generated)
+        if delay > 0:
+            await asyncio.sleep(delay)
+        if fault is not None:
+            return await self._fail(request, fault, answer)
+        self.stats.answered += 1
+        return web.Response(body=orjson.dumps(answer.body), content_type=JSON)
+
+    def _compute(self, body: dict[str, Any], path: str) -> Answer:
+        if path == "/completion":
+            return self._answerer.native(body)
+        if path == "/v1/completions":
+            return self._answerer.completion(body, prompts_of(body), chat=False)
+        return self._answerer.completion(body, [chat_prompt(body)], chat=True)
+
+    def _note(self, body: dict[str, Any], path: str, fate: str) -> None:
+        prompt = body.get("prompt", body.get("messages"))
+        items = cast("list[Any]", prompt) if isinstance(prompt, list) else []
+        lines = ""
+        for one in items if items and isinstance(items[0], (list, str)) else [cast("Any", prompt)]:
+            name = prompt_digest(one)
+            self.stats.prompts[name] += 1
+            lines += f"{name} {path} {fate}\n"
+        if self._journal is not None:
+            # One write to a file opened for appending: whole lines, and nothing of ours to lose when killed.
+            os.write(self._journal, lines.encode("ascii"))
+
+    def _draw_fault(self) -> str | None:
+        faults = self.options.faults
+        drawn = self._random.random()
+        for name in ("rate_limited", "server_error", "reset", "stall", "truncated", "error_body"):
+            drawn -= getattr(faults, name)
+            if drawn < 0:
+                return name
+        return None
+
+    async def _fail(self, request: web.BaseRequest, fault: str, answer: Answer) -> web.StreamResponse:
+        if fault == "rate_limited":
+            return _error(429, "too many requests", {"Retry-After": str(self.options.faults.retry_after_s)})
+        if fault == "server_error":
+            return _error(500, "internal error")
+        if fault == "error_body":
+            return _json({"error": {"message": "the engine is lost", "type": "internal", "code": 500}})
+        if fault == "truncated":
+            whole = orjson.dumps(answer.body)
+            return web.Response(body=whole[: len(whole) // 2], content_type=JSON)
+        if fault == "stall":
+            await self._stalled.wait()
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=500)
+
+    def _delay(self, generated: int) -> float:
+        latency = self.options.latency
+        delay = latency.fixed_s + latency.per_token_s * generated
+        if latency.lognormal_s > 0:
+            delay += latency.lognormal_s * self._random.lognormvariate(0.0, latency.sigma)
+        return delay
+
+
+def _json(value: dict[str, Any]) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type=JSON)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    body = orjson.dumps({"error": {"message": message, "type": "fake", "code": status}})
+    return web.Response(status=status, body=body, content_type=JSON, headers=headers)
