@@ -102,14 +102,23 @@ def record_leaf(manager: Any, leaf: Leaf, settings: Mapping[str, Any]) -> dict[s
     try:
         evaluate(Model(answer), Prepared(load, {}), settings, limit=limit, samples=samples, bootstrap_iters=0)
     except Asked:
-        return leaf_record(holder["task"], leaf.name, settings, samples[leaf.name] if samples else None)
+        pass
     except TaskError as error:
-        raise error if leaf.name in error.message else TaskError(f"task {leaf.name!r}: {error.message}") from error
+        raise named(error, leaf.name) from error
     except ProctorError:
         raise
     except Exception as error:  # Task code may raise anything; it is reported under the task's name.
         raise explained(error, leaf, holder.get("task")) from error
-    raise TaskError(f"task {leaf.name!r} asks nothing")
+    try:
+        return leaf_record(holder["task"], leaf.name, settings, samples[leaf.name] if samples else None)
+    except TaskError as error:
+        raise named(error, leaf.name) from error
+
+
+def named(error: TaskError, name: str) -> TaskError:
+    """`error`, saying which task it is about."""
+    known = error.message.startswith(f"task {name!r}")
+    return error if known else TaskError(f"task {name!r}: {error.message}", hint=error.hint)
 
 
 def build_leaf(manager: Any, leaf: Leaf, settings: Mapping[str, Any], cls: Any = None) -> Any:
@@ -136,7 +145,7 @@ def selection(limit: str | list[int], total: int, name: str) -> list[int]:
     else:
         chosen = list(limit)
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
-        raise TaskError(f"limit {limit!r} selects nothing or goes beyond task {name!r}, which has {total} documents")
+        raise TaskError(f"task {name!r} has {total} documents: limit {limit!r} selects nothing or goes beyond them")
     return sorted(set(chosen))
 
 

@@ -161,6 +161,7 @@ def mark_suite(directory: Path, *, suite: Mapping[str, Any], number: int) -> Any
     leaves = [Leaf(directory, leaf) for leaf in suite["leaves"]]
     results, empty = mark(manager, planned, leaves, suite["settings"], suite["settings"]["bootstrap_iters"])
     write_lines(directory / f"{number}.samples.jsonl", sample_lines(results.pop("samples", {})))
+    results.pop("date", None)  # The same answers give the same marks, whenever.
     write_lines(directory / f"{number}.raw.json", [json.dumps(results, default=handle_non_serializable)])
     return {"empty": empty}
 
