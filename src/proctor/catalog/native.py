@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +222,9 @@ class _Prompts:
         self._num = num
         self._seed = seed
         self._examples = examples
+        self._contents = [canonical_json(row) for row in examples.rows] if num else []
+        self._copies = Counter(self._contents)
+        self._worked: dict[int, tuple[str, str]] = {}
         self._prompt = self._template("prompt", self._task.prompt)
         self._instruction = self._template("instruction", self._task.instruction)
         self._text = self._template("text", self._task.text)
@@ -306,10 +310,7 @@ class _Prompts:
         rows = self._loaded.rows
         parts = (self._spec.system_instruction or "", self._instruction.text(rows, index))
         system = separator.join(p for p in parts if p)
-        worked = [
-            (self._prompt.text(self._examples, i), self._answer(self._examples, i).worked)
-            for i in self._shown_to(index)
-        ]
+        worked = [self._example(i) for i in self._shown_to(index)]
         question = self._prompt.text(rows, index)
         if not self._spec.apply_chat_template:
             blocks = [q + self._task.delimiter + a for q, a in worked]
@@ -322,22 +323,36 @@ class _Prompts:
             question = separator.join([*(q + self._task.delimiter + a for q, a in worked), question])
         return {"messages": (*turns, Message(role="user", content=question))}
 
-    def _shown_to(self, index: int) -> list[int]:
-        """Indices of the worked examples of one document: never the document or its equal.
+    def _example(self, index: int) -> tuple[str, str]:
+        """Prompt and answer of one worked example; it is shown to many documents and rendered once."""
+        if index not in self._worked:
+            rows = self._examples
+            self._worked[index] = self._prompt.text(rows, index), self._answer(rows, index).worked
+        return self._worked[index]
 
-        The pool is ordered by SHA-256 of (seed, document, example): the same on every machine and Python,
-        and more shots extend fewer.
+    def _shown_to(self, index: int) -> list[int]:
+        """Indices of the worked examples of one document: never the document or its equal, and none twice.
+
+        The j-th draw is SHA-256 of (seed, document, j) modulo the pool's size; draws that do not fit are
+        passed over. So it is the same on every machine and Python, and more shots extend fewer.
         """
         if not self._num:
             return []
-        document = self._loaded.rows.rows[index]
-        pool = [i for i, row in enumerate(self._examples.rows) if row != document]
-        if len(pool) < self._num:
+        itself = canonical_json(self._loaded.rows.rows[index])
+        size = len(self._contents)
+        if size - self._copies[itself] < self._num:
             raise TaskError(
                 f"{self._loaded.file!r}: {self._num} few-shot examples were asked for; {self._examples.name!r} has "
-                f"{len(pool)} beside the document itself"
+                f"{size - self._copies[itself]} beside the document itself"
             )
-        return sorted(pool, key=lambda i: hashlib.sha256(f"{self._seed}:{index}:{i}".encode()).digest())[: self._num]
+        chosen: dict[int, None] = {}
+        draw = 0
+        while len(chosen) < self._num:
+            number = int.from_bytes(hashlib.sha256(f"{self._seed}:{index}:{draw}".encode()).digest())
+            if self._contents[number % size] != itself:
+                chosen[number % size] = None
+            draw += 1
+        return list(chosen)
 
 
 def _as_index(target: Any, count: int) -> int | None:
