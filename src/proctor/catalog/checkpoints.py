@@ -23,6 +23,8 @@ class Checkpoint:
     label: str
     step: int | None
     """As the directory numbers it, before any offset."""
+    commit: str | None = None
+    """Of a hub snapshot."""
 
 
 def is_weight_file(name: str) -> bool:

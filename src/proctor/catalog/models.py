@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -164,7 +164,7 @@ def _entry(name: str, model: ModelSpec, kind: ModelKind, checkpoint: Checkpoint)
         path=str(checkpoint.path),
         source=model.path,
         tokenizer=_tokenizer(model),
-        revision=checkpoint.path.name if kind is ModelKind.HUB else model.revision,
+        revision=checkpoint.commit or model.revision,
         tokens_trained=_tokens(model, checkpoint.step),
         train_batch_size=model.train_batch_size,
         trust_remote_code=model.trust_remote_code,
@@ -220,7 +220,7 @@ def _directory(checkpoint: Checkpoint) -> tuple[ModelKind, Checkpoint]:
         )
     file = checkpoint.path / heads[0]
     _check_gguf(file)
-    return ModelKind.GGUF, Checkpoint(path=file, label=checkpoint.label, step=checkpoint.step)
+    return ModelKind.GGUF, replace(checkpoint, path=file)
 
 
 def _hub_weights(model: ModelSpec) -> Sequence[tuple[ModelKind, Checkpoint]]:
@@ -232,7 +232,8 @@ def _hub_weights(model: ModelSpec) -> Sequence[tuple[ModelKind, Checkpoint]]:
         raise ModelError("`checkpoints:` are directories of a local path, not of a hub id")
     if not has_weights(snapshot.path):
         raise _no_weights(snapshot.path)
-    return [(ModelKind.HUB, Checkpoint(path=snapshot.path, label="main", step=None))]
+    kind, found = _directory(Checkpoint(path=snapshot.path, label="main", step=None, commit=snapshot.commit))
+    return [(ModelKind.HUB if kind is ModelKind.DIRECTORY else kind, found)]
 
 
 def _not_cached(hub_id: str, revision: str | None) -> ModelError:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Final
 
 from proctor.config.document import Loc, Node, Origin, parse
 from proctor.config.fields import fields_at
 from proctor.errors import ConfigError, nearest
 
+_ASSIGNMENT: Final = re.compile(r'(?P<target>(?:"[^"]*"|[^="])*)=(?P<value>.*)', re.DOTALL)
+
 
 def apply_override(root: Node, override: str, directory: Path) -> Node:
     """`root` with one value replaced. The value is YAML; a position in a list is written as a number.
 
-    A key that contains dots may be written as it is, where it exists, or in double quotes. Relative paths in
+    A key that contains dots may be written as it is, where it exists, or in double quotes; one that contains `=`
+    needs them. Relative paths in
     the value are relative to `directory`. Raises ConfigError for an override without `=`, a path through
     something that is no mapping or list, and a key that the schema does not have.
     """
-    target, equals, text = override.partition("=")
     shown = f"--set {override}"
-    if not equals or not target.strip():
+    split = _ASSIGNMENT.fullmatch(override)
+    if split is None or not split["target"].strip():
         raise ConfigError(f"{shown!r} is not of the form KEY=VALUE", hint="for example --set engine.max_in_flight=8")
-    loc = _locate(root, _parts(target.strip()))
+    target, text = split["target"].strip(), split["value"]
+    loc = _locate(root, _parts(target))
     if loc[0] == "extends":
         raise ConfigError(f"{shown}: `extends:` is read before overrides; write it in a file")
     _check_keys(loc, root, shown)

@@ -291,6 +291,16 @@ def test_hub_id_from_the_cache(revision: str | None, commit: str, hub_cache: Cal
     assert entry.path == str(repository / "snapshots" / commit)
 
 
+def test_a_hub_repository_of_one_gguf_file_is_that_file(hub_cache: Callable[[str], Path]) -> None:
+    repository = hub_cache("org/quantised")
+    snapshot = repository / "snapshots" / COMMITS[1]
+    (snapshot / "model.safetensors").unlink()
+    weights(snapshot, "m.Q4.gguf")
+    (entry,) = expand(m={"path": "hub:org/quantised"})
+    assert (entry.kind, entry.path) == (ModelKind.GGUF, str(snapshot / "m.Q4.gguf"))
+    assert entry.revision == COMMITS[1]
+
+
 def test_hub_id_that_is_not_cached(hub_cache: Callable[[str], Path]) -> None:
     hub_cache("org/name")
     with pytest.raises(ModelError, match=r"neither a local path nor in the hub cache.*'org/name'") as caught:

@@ -177,6 +177,7 @@ def test_overrides(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "tasks.0.lm_eval.1=z",
             "models.llama-3.1.tokens_trained=2T",
             'models."b".display_name=a=b',
+            'models."k = v.1".path=./k',
             "store=./here",
             "models.new={path: ./n}",
         ],
@@ -188,6 +189,7 @@ def test_overrides(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert spec.models["llama-3.1"].tokens_trained == 2 * 10**12
     assert spec.models["b"].display_name == "a=b"
     assert spec.store == str(tmp_path / "elsewhere" / "here")
+    assert spec.models["k = v.1"].path == str(tmp_path / "elsewhere" / "k")
     assert spec.models["new"].path == str(tmp_path / "elsewhere" / "n")
 
 
