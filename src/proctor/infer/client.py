@@ -70,8 +70,10 @@ class Broken:
 
 RETRY_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOAD_STATUS: Final = frozenset({429, 503, 529})
-LOST_STATUS: Final = frozenset({401, 403, 404, 405})
-"""Nothing about the one request: no request to this server can succeed."""
+KEY_STATUS: Final = frozenset({401, 403})
+"""No request to this server can succeed."""
+LOST_STATUS: Final = frozenset({404, 405})
+"""No request to this path can succeed."""
 
 _CONTEXT: Final = re.compile(
     r"context[ _]?(length|size|window)|maximum (model|input|prompt) length|max_model_len|too (long|many tokens)"
@@ -119,8 +121,8 @@ class Client:
     ) -> Reply | Broken:
         """POST `body` until it is answered, refused for good, or out of retries.
 
-        `named` adds the served model's name. Raises ServerError when no server can be reached any more, or when
-        the server would refuse every request (key, path or model name wrong) and the route is `required`.
+        `named` adds the served model's name. Raises ServerError when no server can be reached any more, or when the
+        server would refuse every request (wrong key; wrong path or model name, unless the path is not `required`).
         """
         attempts, last = 0, None
         while True:
@@ -129,7 +131,7 @@ class Client:
             attempts += 1
             if isinstance(outcome, Reply):
                 return replace(outcome, attempts=attempts)
-            if required and outcome.status in LOST_STATUS:
+            if outcome.status in KEY_STATUS or (required and outcome.status in LOST_STATUS):
                 raise _lost(route, path, outcome)
             if not outcome.retryable or attempts > self._retries.attempts:
                 return replace(outcome, attempts=attempts)

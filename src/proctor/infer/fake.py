@@ -14,7 +14,7 @@ from proctor.config.spec import FakeEngine as FakeSpec
 from proctor.infer.engine import Passage, PhysicalRequest
 from proctor.infer.fake_model import END, FakeModel, decode, encode
 from proctor.infer.profiles import generation_key, passages_key, sample_seed
-from proctor.infer.profiles_sampling import CannotExpress, resolve_generation
+from proctor.infer.profiles_sampling import resolve_generation
 from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response, canonical_json
 
 RUN_SEED = 1234
@@ -52,6 +52,8 @@ class FakeEngine:
             async for request in requests:
                 self.asked.append(request.physical_key)
                 if not self._spec.latency_s:
+                    # Nothing here waits: the others on the loop get their turn.
+                    await asyncio.sleep(0)
                     yield self._answer(request)
                     continue
                 waiting.add(asyncio.create_task(self._answer_later(request)))
@@ -70,10 +72,13 @@ class FakeEngine:
         text = request.text
         if request.messages:
             text = canonical_json([[m.role, m.content] for m in request.messages]) + request.template_arguments
-        ids = tuple(encode(text))
+        try:
+            ids = tuple(encode(text))
+            scored = tuple(encode(request.continuation or "")) if request.kind is Kind.LOGLIKELIHOOD else ids
+        except UnicodeEncodeError as error:
+            return Failure(key=key, boundary=Boundary.RENDER, message=str(error), retryable=False, created=time.time())
         if request.kind is Kind.GENERATE:
             return self._resolve_generation(request, key, ids)
-        scored = tuple(encode(request.continuation or "")) if request.kind is Kind.LOGLIKELIHOOD else ids
         context = ids if request.kind is Kind.LOGLIKELIHOOD and ids else (END,)
         passages = (Passage(token_ids=context + scored, scored=len(scored)),)
         return PhysicalRequest(
@@ -85,10 +90,10 @@ class FakeEngine:
         )
 
     def _resolve_generation(self, request: Request, key: str, ids: tuple[int, ...]) -> PhysicalRequest | Failure:
-        raw = cast("dict[str, Any]", json.loads(request.arguments))
         try:
+            raw = cast("dict[str, Any]", json.loads(request.arguments))
             found = resolve_generation("local-completions", raw, default_length=256, eos="</s>", defaults={})
-        except CannotExpress as error:
+        except ValueError as error:
             return Failure(key=key, boundary=Boundary.RENDER, message=str(error), retryable=False, created=time.time())
         sampling, sample = found.sampling, None
         if sampling.temperature > 0:

@@ -82,7 +82,7 @@ def resolve_generation(
     except (TypeError, ValueError) as error:
         if isinstance(error, CannotExpress):
             raise
-        raise CannotExpress(f"malformed generation arguments {canonical_json(dict(raw))}: {error}") from error
+        raise CannotExpress(f"malformed generation arguments {canonical_json(raw)}: {error}") from error
 
 
 def _stops(until: Any, eos: str | None) -> tuple[str, ...]:

@@ -121,6 +121,7 @@ class Resolver:
         for request in requests:
             try:
                 found = self._draw(request, tokenizer)
+                _check_text(found)
             except _Refused as refused:
                 found = _failure(request.key, refused)
             if isinstance(found, _Drawn) and tokenizer is not None:
@@ -148,7 +149,7 @@ class Resolver:
 
     def _render(self, request: Request, tokenizer: Tokenizer) -> str:
         assert tokenizer.templates is not None
-        arguments = cast("dict[str, Any]", json.loads(request.template_arguments))
+        arguments = _object(request.template_arguments)
         if self._spec.profile == "vllm":
             arguments.setdefault("enable_thinking", None)
 
@@ -181,6 +182,8 @@ class Resolver:
             return _failure(drawn.key, _Refused(Boundary.CONTEXT, str(error)))
         except (CannotEncode, CannotExpress) as error:
             return _failure(drawn.key, _Refused(Boundary.RENDER, str(error)))
+        except _Refused as refused:
+            return _failure(drawn.key, refused)
 
     def _scored_ids(self, rules: Rules, drawn: _Drawn, encoded: list[list[int]]) -> PhysicalRequest:
         kind = drawn.request.kind
@@ -242,7 +245,7 @@ class Resolver:
     def _generation_arguments(self, request: Request, rules: Rules | None) -> Generation:
         return resolve_generation(
             self._spec.profile,
-            cast("dict[str, Any]", json.loads(request.arguments)),
+            _object(request.arguments),
             default_length=self._spec.max_gen_toks or DEFAULT_GENERATION,
             eos=rules.eos if rules else None,
             defaults=self._generation_config,
@@ -276,6 +279,26 @@ class Resolver:
     def _identity(self) -> str:
         # The server tokenises: which server that is stands in the weights fingerprint that answers are kept under.
         return self._tokenizer.identity if self._tokenizer else digest("server")
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object out of a request."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise _Refused(Boundary.RENDER, f"malformed arguments {text[:200]!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise _Refused(Boundary.RENDER, f"arguments must be a JSON object, not {text[:200]!r}")
+    return cast("dict[str, Any]", value)
+
+
+def _check_text(found: _Drawn | PhysicalRequest) -> None:
+    """Half a surrogate pair is no text: no tokenizer takes it, and no request can carry it."""
+    text = found.text + (found.request.continuation or "") if isinstance(found, _Drawn) else ""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Refused(Boundary.RENDER, f"the text is not valid Unicode: {error}") from error
 
 
 async def _encode(rules: Rules, tokenizer: Tokenizer, drawn: Sequence[_Drawn]) -> list[list[list[int]]]:

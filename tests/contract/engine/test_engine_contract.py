@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from proctor.infer.engine import Engine, PhysicalRequest
-from proctor.records import Answer, Failure, Kind, Message, Request, Response
+from proctor.records import Answer, Boundary, Failure, Kind, Message, Request, Response
 
 
 async def resolve_all(engine: Engine, requests: Sequence[Request]) -> list[PhysicalRequest]:
@@ -155,11 +155,20 @@ async def test_requests_are_pulled_no_faster_than_answers_are_taken(engine: Engi
     assert taken == stopped_at
 
 
-async def test_malformed_arguments_are_a_failure_of_that_request_only(engine: Engine, arguments: str) -> None:
-    bad = Request(kind=Kind.GENERATE, text="x", arguments=json.dumps({"until": 7}))
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Request(kind=Kind.GENERATE, text="x", arguments=json.dumps({"until": 7})),
+        Request(kind=Kind.GENERATE, text="x", arguments="{"),
+        Request(kind=Kind.GENERATE, text="x", arguments='{"max_gen_toks": "many"}'),
+        Request(kind=Kind.GENERATE, text="half a \ud83e pair", arguments="{}"),
+        Request(kind=Kind.LOGLIKELIHOOD, text="half a", continuation="\ud83e pair"),
+    ],
+    ids=["until", "json", "number", "prompt", "continuation"],
+)
+async def test_a_malformed_request_fails_alone(engine: Engine, arguments: str, bad: Request) -> None:
     good = Request(kind=Kind.GENERATE, text="x", arguments=arguments)
     failed, resolved = await engine.resolve([bad, good])
     assert isinstance(failed, Failure)
-    assert failed.key == bad.key
-    assert failed.retryable is False
+    assert (failed.key, failed.boundary, failed.retryable) == (bad.key, Boundary.RENDER, False)
     assert isinstance(resolved, PhysicalRequest)

@@ -120,6 +120,8 @@ async def test_a_wrong_key_stops_the_engine_and_is_not_shown(connect: Any, key: 
         async with connect(lambda: [wrong]) as engine:
             with pytest.raises(ServerError) as caught:
                 await ask(engine, generations(3))
+            with pytest.raises(ServerError, match="API key"):
+                await ask(engine, [Request(kind=Kind.LOGLIKELIHOOD, text="x", continuation="y")])
         async with connect(lambda: [server.backend]) as engine:
             assert isinstance((await ask(engine, generations(1)))[0], Response)
     assert "API key" in str(caught.value)
