@@ -106,6 +106,15 @@ def _reap(child: int) -> int | None:
             ended = code if code >= 0 else 128 - code
 
 
+def _reap_all() -> bool:
+    """Collect every ended child; whether there is no child left, not even one to collect later."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return False
+    return True
+
+
 def _kill_group(group: int, number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
@@ -114,9 +123,9 @@ def _kill_group(group: int, number: int) -> None:
 def _sweep() -> None:
     deadline = time.monotonic() + _SWEEP_S
     while time.monotonic() < deadline:
-        _reap(0)
+        childless = _reap_all()
         left = _descendants(os.getpid())
-        if not left:
+        if childless and not left:
             return
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
