@@ -80,6 +80,13 @@ def test_checkpoints_are_sorted_by_step_and_keep_their_padding(run_of_training: 
     assert entries[0].shown == "m checkpoint_0005"
 
 
+def test_steps_are_numbers_not_texts(tmp_path: Path) -> None:
+    for name in ("c10", "c9", "c100", "c009"):
+        weights(tmp_path / name)
+    entries = expand(m={"path": str(tmp_path), "checkpoints": {"pattern": "c{step}"}})
+    assert [e.label for e in entries] == ["c009", "c9", "c10", "c100"]
+
+
 def test_steps_filter_offset_and_tokens_for_each_raw_step(run_of_training: Path) -> None:
     entries = expand(
         m={
