@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 import zlib
 from dataclasses import dataclass, fields
@@ -34,6 +35,9 @@ _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _RESOLUTION: Final = re.compile(r"[0-9a-f]{16}")
 
 _RESPONSE_DEFAULTS: Final = {f.name: f.default for f in fields(Response) if f.name not in ("key", "physical_key")}
+
+
+_RESPONSE_VALUES: Final = operator.attrgetter(*_RESPONSE_DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +82,8 @@ def answer_row(answer: Answer, resolution: str, at: int) -> dict[str, Json]:
     if isinstance(answer, Response):
         row["physical_key"] = check_key(answer.physical_key)
         row["type"] = RESPONSE
-        for name, default in _RESPONSE_DEFAULTS.items():
-            value = getattr(answer, name)
-            if value != default:
-                row[name] = value
+        given = zip(_RESPONSE_DEFAULTS.items(), _RESPONSE_VALUES(answer), strict=True)
+        row |= {name: value for (name, default), value in given if value != default}
         if answer.logprob is not None:
             row["logprob"] = _number(answer.logprob)
         if answer.token_logprobs is not None:

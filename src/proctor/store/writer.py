@@ -45,7 +45,7 @@ class _Partial:
 class _Entry:
     """What one call appends, and who waits for it."""
 
-    lines: list[bytes]
+    data: bytes
     engines: tuple[str, ...]
     done: asyncio.Future[None]
 
@@ -121,17 +121,17 @@ class Writer:
 
         Raises StoreFull or StoreError if it may not be: it is owed then. ValueError for a malformed key.
         """
-        await self._commit([rows.line(rows.answer_row(answer, self._resolution, self._now()))], _engines(answer))
+        await self._commit(rows.line(rows.answer_row(answer, self._resolution, self._now())), _engines(answer))
 
     async def append_many(self, answers: Sequence[Answer]) -> None:
         """Store several answers; returns when all are on disk. Raises as `append`; some may be stored then."""
         lines = [rows.line(rows.answer_row(a, self._resolution, self._now())) for a in answers]
         if lines:
-            await self._commit(lines, tuple({e for a in answers for e in _engines(a)}))
+            await self._commit(b"".join(lines), tuple({e for a in answers for e in _engines(a)}))
 
     async def alias(self, key: str, physical_key: str) -> None:
         """Store that `key` is answered by what `physical_key` has been answered with already. Raises as `append`."""
-        await self._commit([rows.line(rows.alias_row(key, physical_key, self._resolution, self._now()))], ())
+        await self._commit(rows.line(rows.alias_row(key, physical_key, self._resolution, self._now())), ())
 
     async def engine(self, info: EngineInfo) -> None:
         """Make an engine known; it is written once in each segment, before the first answer that names it."""
@@ -142,13 +142,13 @@ class Writer:
         self._last_at = max(self._last_at + 1, (time.time_ns() + self._clock_ns) // 1000)
         return self._last_at
 
-    async def _commit(self, lines: list[bytes], engines: tuple[str, ...]) -> None:
+    async def _commit(self, data: bytes, engines: tuple[str, ...]) -> None:
         if self._error is not None:
             raise self._error
         if self._closed:
             raise StoreError("answers are appended only inside `async with store.writer(...)`")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Entry(lines, engines, done))
+        self._pending.append(_Entry(data, engines, done))
         if self._committer is None or self._committer.done():
             self._committer = asyncio.create_task(self._commit_all())
         await done
@@ -239,8 +239,8 @@ class Writer:
                     self._written_engines.add(engine)
                     lines.append(self._engines[engine])
                     size += len(self._engines[engine])
-            lines.extend(entry.lines)
-            size += sum(map(len, entry.lines))
+            lines.append(entry.data)
+            size += len(entry.data)
             ends.append(size)
         return b"".join(lines), ends
 
