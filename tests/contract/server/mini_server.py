@@ -47,6 +47,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, {"error": "no such path"})
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        wrong = KEY is not None and self.headers.get("Authorization") != f"Bearer {KEY}"
+        self.answer(401 if wrong else 400, {"error": "wrong key" if wrong else "no such model"})
+
     def answer(self, status: int, value: object) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)

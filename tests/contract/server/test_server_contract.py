@@ -15,7 +15,7 @@ import aiohttp
 import psutil
 import pytest
 
-from proctor.config.spec import EndpointServer, LlamaCppServer
+from proctor.config.spec import CommandServer, EndpointServer, LlamaCppServer
 from proctor.errors import ServerError
 from proctor.infer.server import Backend, ServedModel, Server, ServerPaths
 from proctor.infer.servers.build import build_server
@@ -33,6 +33,16 @@ async def models(backend: Backend, key: str | None) -> int:
         session.get(f"{backend.url}/v1/models", headers=headers) as response,
     ):
         return response.status
+
+
+async def refuses(backend: Backend, key: str | None) -> bool:
+    """Whether a question under this key is turned away for the key's sake."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{backend.url}/v1/completions", json={"model": "none"}, headers=headers) as response,
+    ):
+        return response.status == 401
 
 
 def listens(url: str) -> bool:
@@ -71,12 +81,20 @@ def launched(kind: str, request: pytest.FixtureRequest, paths: ServerPaths, tmp_
     return server
 
 
-@pytest.fixture(params=["command", "llama.cpp", "endpoint"])
+SHELL = (
+    f'exec "{sys.executable}" -W ignore -m proctor.testing.server --port $PROCTOR_PORT --served-model "$PROCTOR_NAME"'
+    ' --api-key "$(cat "$PROCTOR_API_KEY_FILE")"'
+)
+
+
+@pytest.fixture(params=["command", "shell", "llama.cpp", "endpoint"])
 def server(request: pytest.FixtureRequest, paths: ServerPaths, tmp_path: Path) -> Server:
     if request.param == "endpoint":
         url = request.getfixturevalue("running")
         model = ServedModel(path=f"{url}/v1/", name=HOSTILE)
         return build_server(EndpointServer(), model, paths=paths, api_key="sesame")
+    if request.param == "shell":
+        return build_server(CommandServer(shell=SHELL), ServedModel(path="/m", name=HOSTILE), paths=paths)
     return launched(request.param, request, paths, tmp_path)
 
 
@@ -94,8 +112,9 @@ async def test_backends_answer_to_their_key_and_to_no_other(server: Server) -> N
             assert not backend.url.endswith(("/", "/v1"))
             assert backend.served_model == HOSTILE
             assert await models(backend, backend.api_key) == 200
-            assert await models(backend, "wrong") == 401
-            assert await models(backend, None) == 401
+            assert not await refuses(backend, backend.api_key)
+            assert await refuses(backend, "wrong")
+            assert await refuses(backend, None)
             assert backend.api_key is not None
             assert backend.api_key not in repr(backend)
 
