@@ -208,7 +208,7 @@ def _job(
         if leaf.recording.fingerprint not in written:
             written[leaf.recording.fingerprint] = _described(directory, len(written), leaf, plain)
     return {
-        "workers": os.cpu_count() or 1,
+        "workers": len(os.sched_getaffinity(0)),
         "suites": [
             {
                 "settings": json.loads(suite.settings),

@@ -33,7 +33,7 @@ class Location:
 def locate(python: str | None) -> Location | None:
     """The lm-eval of `python` (None: ours); None if its files do not show, for example outside a virtual environment.
 
-    Raises MissingTool if there is none in our own environment, or one of another version.
+    Raises MissingTool if there is none, or one of another version.
     """
     if python is None or os.path.abspath(os.path.expanduser(python)) == os.path.abspath(sys.executable):
         found = _ours()
@@ -75,4 +75,6 @@ def _in_environment(python: str) -> Location | None:
         return None
     for metadata in sorted(root.glob("lib/python3*/site-packages/lm_eval-*.dist-info")):
         return Location(version=metadata.name.removeprefix("lm_eval-").removesuffix(".dist-info"), metadata=metadata)
-    return None
+    if "include-system-site-packages = true" in (root / "pyvenv.cfg").read_text(encoding="utf-8"):
+        return None
+    raise MissingTool(f"{python} has no lm-eval", hint=f"{python} -m pip install lm-eval=={PROVEN}")

@@ -28,7 +28,7 @@ _ENVIRONMENT: Final = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """For the child: the same order of sets every time, no module from the working directory, no progress bars."""
-_MACHINE: Final = ("python", "include_path", "index")
+_MACHINE: Final = ("python", "include_path", "index", "spec")
 """Settings of a suite that say where things are on this machine; no part of its id."""
 
 
@@ -78,7 +78,7 @@ class LmEvalSource:
                 "num_fewshot": shots,
                 "settings": settings,
                 "index": str(_index(python, settings["include_path"])),
-                "workers": os.cpu_count() or 1,
+                "workers": len(os.sched_getaffinity(0)),
             }
             result = run_module(python, f"{_CHILD}.record", directory, job, env=_ENVIRONMENT)
             check_version(result["version"], python)
@@ -97,6 +97,8 @@ def entry_settings(spec: LmEvalTask) -> dict[str, Json]:
     """What of a configuration entry shapes recording and replay, except names and shots; JSON."""
     if spec.limit is not None and not isinstance(spec.limit, str | tuple) and spec.limit <= 0:
         raise TaskError(f"limit {spec.limit!r} leaves no document")
+    if "task" in spec.overrides:
+        raise TaskError("overrides cannot rename a task: leave `task` out")
     return {
         "include_path": [os.path.abspath(os.path.expanduser(path)) for path in spec.include_path],
         "metadata": spec.metadata,

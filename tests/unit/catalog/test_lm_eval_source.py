@@ -1,0 +1,91 @@
+"""What the lm_eval source does before any lm-eval runs: finding it, naming what shapes a recording, failing well."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proctor.catalog.lm_eval import fake
+from proctor.catalog.lm_eval.location import PROVEN, locate
+from proctor.catalog.lm_eval.source import LmEvalSource, entry_settings
+from proctor.config.spec import LmEvalTask
+from proctor.errors import MissingTool, TaskError
+from proctor.records import Kind
+
+
+def environment(root: Path, version: str | None) -> str:
+    """Something that looks like a virtual environment with that version of lm-eval."""
+    (root / "bin").mkdir(parents=True)
+    (root / "pyvenv.cfg").write_text("home = /nowhere\n")
+    python = root / "bin" / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    if version is not None:
+        (root / "lib" / "python3.11" / "site-packages" / f"lm_eval-{version}.dist-info").mkdir(parents=True)
+    return str(python)
+
+
+def test_an_environment_is_read_without_starting_its_interpreter(tmp_path: Path) -> None:
+    found = locate(environment(tmp_path, PROVEN))
+    assert found is not None
+    assert found.version == PROVEN
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match=r"0\.4\.9.*0\.4\.13"):
+        locate(environment(tmp_path, "0.4.9"))
+
+
+def test_an_environment_without_lm_eval_says_how_to_install_it(tmp_path: Path) -> None:
+    python = environment(tmp_path, None)
+    with pytest.raises(MissingTool) as caught:
+        LmEvalSource(python).list()
+    assert "lm-eval" in caught.value.message
+    assert "pip install" in str(caught.value.hint)
+
+
+def test_an_interpreter_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match="no-python"):
+        LmEvalSource(str(tmp_path / "no-python")).list()
+
+
+def test_an_include_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    spec = LmEvalTask(
+        lm_eval=("x",), include_path=(str(tmp_path / "none"),), python=environment(tmp_path / "e", PROVEN)
+    )
+    with pytest.raises(TaskError, match="none"):
+        LmEvalSource().record(spec)
+
+
+def test_relative_include_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert entry_settings(LmEvalTask(lm_eval=("x",), include_path=("my tasks",)))["include_path"] == [
+        str(tmp_path / "my tasks")
+    ]
+
+
+def test_the_name_of_a_task_cannot_be_overridden() -> None:
+    with pytest.raises(TaskError, match="task"):
+        entry_settings(LmEvalTask(lm_eval=("x",), overrides={"task": "y"}))
+
+
+def test_child_modules_need_nothing_of_ours(tmp_path: Path) -> None:
+    # The harness's environment has none of our dependencies: only the package itself is on the path.
+    link = tmp_path / "proctor"
+    link.symlink_to(Path(fake.__file__).parents[2])
+    modules = ["chat", "documents", "fake", "forks", "wire"]
+    code = "\n".join(f"import proctor.catalog.lm_eval.{name}" for name in modules)
+    env = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-S", "-c", code], env=env, check=True)
+
+
+def test_made_up_answers_depend_on_the_question_only() -> None:
+    keys = [f"{n:02x}" * 32 for n in range(40)]
+    assert [fake.answer(Kind.GENERATE, k) for k in keys] == [fake.answer(Kind.GENERATE, k) for k in keys]
+    pairs = [fake.answer(Kind.LOGLIKELIHOOD, k) for k in keys]
+    assert len(set(pairs)) == len(keys)
+    assert {greedy for _, greedy in pairs} == {True, False}  # type: ignore[misc]
