@@ -41,9 +41,13 @@ class ServerSide(Enum):
     """Tokenisation by the server."""
 
     SERVER = "server"
+    """Always; an error where the server cannot."""
+    IF_OFFERED = "if offered"
+    """Where the server can; else text is sent."""
 
 
 SERVER: Final = ServerSide.SERVER
+IF_OFFERED: Final = ServerSide.IF_OFFERED
 TokenizerSource = Path | ServerSide | None
 
 
@@ -81,6 +85,7 @@ class Resolver:
             if spec.profile == "hf":
                 self._generation_config = read_json(Path(model_directory) / "generation_config.json")
         self._tokenizer: Tokenizer | None = None
+        self._server_tokenises: bool | None = None
         self._rules: Rules | None = None
         self._extra_body = canonical_json(spec.extra_body)
 
@@ -91,9 +96,14 @@ class Resolver:
                 # As an argument of from_pretrained this flag changes what the tokenizer itself adds.
                 flag = None if self._spec.profile == "local-completions" else self._spec.add_bos_token
                 self._tokenizer = LocalTokenizer(self._source, add_bos_token=flag, date=self._spec.template_date)
-            elif self._source is SERVER:
+            elif self._source is SERVER or (self._source is IF_OFFERED and await self._offered()):
                 self._tokenizer = await ServerTokenizer.open(self._client, date=self._spec.template_date)
         return self._tokenizer
+
+    async def _offered(self) -> bool:
+        if self._server_tokenises is None:
+            self._server_tokenises = await ServerTokenizer.offered(self._client)
+        return self._server_tokenises
 
     async def rules(self) -> Rules:
         """The profile with this model's facts."""
@@ -141,7 +151,7 @@ class Resolver:
         key = request.key
         if not request.messages:
             return _Drawn(request=request, key=key, text=request.text)
-        if tokenizer is None:
+        if tokenizer is None or (tokenizer.templates is None and not isinstance(self._source, Path)):
             return self._chat(request, key)
         if tokenizer.templates is None:
             raise _Refused(Boundary.RENDER, "the model has no chat template")
@@ -233,7 +243,7 @@ class Resolver:
     def _chat(self, request: Request, key: str) -> PhysicalRequest:
         """A conversation that the server renders."""
         if request.kind is not Kind.GENERATE:
-            raise _Refused(Boundary.RENDER, "a conversation cannot be scored without a local tokenizer")
+            raise _Refused(Boundary.RENDER, "a conversation cannot be scored without a local chat template")
         try:
             found = self._generation_arguments(request, None)
         except CannotExpress as error:

@@ -30,6 +30,12 @@ class ServerTokenizer:
         self._special_ids = special_ids
         self._templates = templates
 
+    @staticmethod
+    async def offered(client: Client) -> bool:
+        """Whether the server tokenises at all, as vLLM and llama.cpp do."""
+        found = await client.try_post("/tokenize", {"prompt": "a", "content": "a", "add_special_tokens": False})
+        return found is not None and isinstance(found.get("tokens"), list)
+
     @classmethod
     async def open(cls, client: Client, *, date: str = DEFAULT_DATE) -> Self:
         """Find out what the server offers. Raises ServerError if it cannot tokenise."""

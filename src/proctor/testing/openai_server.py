@@ -108,7 +108,7 @@ class FakeServer:
             return _json(self.stats.to_json())
         if time.monotonic() < self._ready_at:
             return _error(503, "the model is loading")
-        if path == "/tokenize":
+        if path == "/tokenize" and self.options.tokenize:
             return self._tokenize(orjson.loads(await request.read()))
         return self._about(path)
 

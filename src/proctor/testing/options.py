@@ -56,6 +56,8 @@ class ServerOptions:
     """Whether max_tokens 0 is allowed beside echo."""
     native: bool = False
     """Offer llama.cpp's /completion, /props and /tokenize instead of vLLM's /version and /tokenize."""
+    tokenize: bool = True
+    """Offer /tokenize."""
     max_model_len: int = 1_000_000
     """Prompt and output together; a longer request is refused with 400."""
     slow_start_s: float = 0.0

@@ -11,10 +11,10 @@ import pytest
 from proctor.config.spec import OpenAIEngine as Spec
 from proctor.errors import ProbeError
 from proctor.infer.engine import PhysicalRequest
-from proctor.infer.fake_model import END, FakeModel
+from proctor.infer.fake_model import END, FakeModel, decode
 from proctor.infer.openai import OpenAIEngine
-from proctor.infer.resolve import SERVER
-from proctor.records import Answer, EngineInfo, Kind, Request, Response
+from proctor.infer.resolve import IF_OFFERED, SERVER
+from proctor.records import Answer, EngineInfo, Kind, Message, Request, Response
 from proctor.testing import FakeServer, Faults, ServerOptions
 
 LIKELY = Request(kind=Kind.LOGLIKELIHOOD, text="The sky is", continuation=" blue")
@@ -143,3 +143,26 @@ async def test_the_servers_own_tokenizer_gives_the_same_ids(connect: Any, native
         assert one.prompt_ids == other.prompt_ids
     assert isinstance(found[1], PhysicalRequest) and found[1].prompt_ids is not None
     assert END in found[1].prompt_ids
+
+
+@pytest.mark.parametrize("offers", [True, False])
+async def test_an_endpoint_tokenises_and_renders_where_it_can(offers: bool) -> None:
+    messages = (Message(role="user", content="Hi"),)
+    requests = [LIKELY, Request(kind=Kind.GENERATE, messages=messages, arguments='{"max_gen_toks":9}')]
+    async with FakeServer(ServerOptions(tokenize=offers)) as server:
+        engine = OpenAIEngine(
+            Spec(),
+            backends=lambda: [server.backend],
+            info=lambda: EngineInfo(engine="fake", version="1"),
+            tokenizer=IF_OFFERED,
+        )
+        async with engine:
+            scored, chat = await engine.resolve(requests)
+            answers = {a.key: a for a in await ask(engine, requests)}
+    assert isinstance(scored, PhysicalRequest) and isinstance(chat, PhysicalRequest)
+    assert bool(scored.passages) is offers
+    assert chat.prompt_ids is None and chat.prompt_text is None
+    expected, _, _ = FakeModel("fake").generate([*b"[user]Hi\n[assistant]"], 9)
+    answer = answers[requests[1].key]
+    assert isinstance(answer, Response)
+    assert answer.text == decode(expected)
