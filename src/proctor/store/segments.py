@@ -47,9 +47,7 @@ def listing(directory: Path) -> Listing:
     struck: set[str] = set()
     try:
         names = os.listdir(directory)
-    except OSError as error:
-        if error.errno not in GONE:
-            raise
+    except FileNotFoundError:
         names = []
     for name in names:
         if name.startswith("."):
@@ -96,6 +94,10 @@ def scan_segment(directory: Path, stem: str, start: int, alive: Alive) -> tuple[
         # Asked before reading: what a dead writer has left is complete, what a living one has may grow meanwhile.
         dead = owner is not None and alive(owner) is False
         return scan(fd, start, complete=dead), dead
+    except OSError as error:
+        if error.errno in GONE:
+            raise FileNotFoundError(error.errno, "segment is gone", str(directory / stem)) from error
+        raise
     finally:
         os.close(fd)
 

@@ -72,7 +72,9 @@ class Store:
             if not marker.exists():
                 if not create:
                     raise StoreError(f"there is no store at {root}", hint="check `store:` or start with `proctor run`")
-                if root.exists() and (not root.is_dir() or any(root.iterdir())):
+                # Hidden names may be another process's, which makes the same store right now.
+                there = {name for name in os.listdir(root) if not name.startswith(".")} if root.exists() else set[str]()
+                if there and _MARKER not in there:
                     raise StoreError(
                         f"{root} is not a store: it holds other files and no {_MARKER}",
                         hint="choose an empty or new directory for `store:`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -293,3 +294,31 @@ def test_a_file_that_is_gone_is_no_answer(
         segment.unlink()
     assert answers.read([response(0).key]) == {}
     assert answers.owed([response(0).key]) == [response(0).key]
+
+
+def test_a_stale_file_handle_is_listed_again(
+    store: Store,
+    weights: str,
+    resolution: str,
+    response: Make,
+    fill: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a shared file system says of a file that another machine has deleted."""
+    fill(response(0))
+    answers = store.answers(weights, resolution)
+    fill(response(1))
+    pread, stale = os.pread, 2
+
+    def sometimes(fd: int, size: int, offset: int) -> bytes:
+        nonlocal stale
+        if stale:
+            stale -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", sometimes)
+    answers.refresh()
+    assert answers.answered(response(1).key)
+    stale = 1
+    assert len(answers.read([response(0).key, response(1).key])) == 2

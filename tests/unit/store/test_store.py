@@ -68,6 +68,14 @@ def test_open_twice(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "b" / "store.json").read_text()) == {"format": "proctor-store", "version": 1}
 
 
+def test_two_processes_may_make_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is first, between our look at the marker and our look at the directory."""
+    (tmp_path / ".store.json.abc.tmp").write_text("{")
+    monkeypatch.setattr(Path, "exists", lambda self, real=Path.exists: self.name != "store.json" and real(self))
+    Store.open(tmp_path)
+    assert Store.open(tmp_path).weights() == []
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store at"):
         Store.open(tmp_path / "x", create=False)
