@@ -13,6 +13,7 @@ from proctor.errors import ProbeError
 from proctor.infer.engine import PhysicalRequest
 from proctor.infer.fake_model import END, FakeModel, decode
 from proctor.infer.openai import OpenAIEngine
+from proctor.infer.probe import Sample, alignment
 from proctor.infer.resolve import IF_OFFERED, SERVER
 from proctor.records import Answer, EngineInfo, Kind, Message, Request, Response
 from proctor.testing import FakeServer, Faults, ServerOptions
@@ -64,6 +65,25 @@ async def test_a_wrong_server_is_refused_by_name_of_the_fault(connect: Any, echo
             await ask(engine, [LIKELY])
     assert said in str(caught.value)
     assert "vLLM" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("echoed", "generated", "right"),
+    [
+        # A model that repeats itself: neighbours are as near as noise, and the server is right.
+        ([None, -0.5, -0.101, -0.1, -0.1], (-0.1, -0.1, -0.1), True),
+        # A random model, all values close: only one position fits exactly.
+        ([None, -10.2, -10.31, -10.18, -10.25], (-10.31, -10.18, -10.25), True),
+        ([None, -10.31, -10.18, -10.25, -10.4], (-10.31, -10.18, -10.25), False),
+        # bf16: noise in place, and nothing better beside it.
+        ([None, -3.0, -0.75, -2.1, -0.38], (-0.7, -2.05, -0.3), True),
+        # Nothing fits anywhere.
+        ([None, -3.0, -9.0, -9.0, -9.0], (-0.7, -2.05, -0.3), False),
+    ],
+)
+def test_alignment_is_told_from_noise(echoed: list[float | None], generated: tuple[float, ...], right: bool) -> None:
+    sample = Sample(prompt=(7, 8), tokens=(1,) * len(generated), logprobs=generated)
+    assert isinstance(alignment(echoed, sample), float) is right
 
 
 async def test_a_wrong_server_still_generates(connect: Any) -> None:
