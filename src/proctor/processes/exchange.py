@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,17 +25,25 @@ _GRACE_S: Final = 5
 
 
 def run_module(
-    python: str | None, module: str, directory: Path, job: Mapping[str, Any], *, env: Mapping[str, str] | None = None
+    python: str | None,
+    module: str,
+    directory: Path,
+    job: Mapping[str, Any],
+    *,
+    env: Mapping[str, str] | None = None,
+    partly: Callable[[Any], bool] = lambda _: False,
 ) -> Any:
     """Hand `job` to `module` in `directory`; return its result. Its output goes to a log that is kept if it fails.
+
+    `partly` says of a result whether part of the job failed: the log is kept then too, named by `log` in the job.
 
     Raises what the child reports, by class; HarnessError with the last log lines if it dies without a word;
     MissingTool if there is no such interpreter.
     """
     command = module_command(python, module, str(directory), env=env)
-    (directory / "job.json").write_text(json.dumps(job), encoding="utf-8")
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
     log = cache_directory() / "logs" / f"{module.removeprefix('proctor.')}-{stamp}.log"
+    (directory / "job.json").write_text(json.dumps({**job, "log": str(log)}), encoding="utf-8")
     code = _run(command.argv, command.env, log)
     problem = directory / "error.json"
     if problem.exists():
@@ -45,8 +53,10 @@ def run_module(
         raise errors.HarnessError(
             f"{module} ended with status {code} and no result; its last lines:\n{tail(log)}", hint=f"the log: {log}"
         )
-    log.unlink(missing_ok=True)
-    return json.loads(result.read_text(encoding="utf-8"))
+    value = json.loads(result.read_text(encoding="utf-8"))
+    if not partly(value):
+        log.unlink(missing_ok=True)
+    return value
 
 
 def _run(argv: tuple[str, ...], env: Mapping[str, str], log: Path) -> int:

@@ -91,7 +91,7 @@ class LmEvalReplay:
                 directory = Path(name)
                 job = _job(directory, ours, leaves, self._plain(answers))
                 env = _ENVIRONMENT | ({} if any(s["network"] for s in job["suites"]) else _OFFLINE)
-                result = run_module(python, f"{_CHILD}.replay", directory, job, env=env)
+                result = run_module(python, f"{_CHILD}.replay", directory, job, env=env, partly=_any_error)
                 for n, suite in enumerate(ours):
                     _check_version(result["version"], leaves[n])
                     found = result["suites"][n]
@@ -115,7 +115,9 @@ class LmEvalReplay:
             with tempfile.TemporaryDirectory(prefix="proctor-prove-") as name:
                 directory = Path(name)
                 job = _job(directory, ours, leaves, lambda instance: instance.key)
-                result = run_module(python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE)
+                result = run_module(
+                    python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE, partly=_any_error
+                )
             for found, suite in zip(result["suites"], leaves, strict=True):
                 if "error" in found:
                     refused.append(str(error_of(found["error"])))
@@ -145,6 +147,10 @@ class LmEvalReplay:
             return [answer.logprob, answer.is_greedy] if instance.request.kind is Kind.LOGLIKELIHOOD else answer.logprob
 
         return plain
+
+
+def _any_error(result: Any) -> bool:
+    return any("error" in suite for suite in result["suites"])
 
 
 def _in_order(suite: Suite, recordings: Sequence[Recording]) -> list[Recording]:

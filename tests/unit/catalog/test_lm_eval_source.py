@@ -89,3 +89,11 @@ def test_made_up_answers_depend_on_the_question_only() -> None:
     pairs = [fake.answer(Kind.LOGLIKELIHOOD, k) for k in keys]
     assert len(set(pairs)) == len(keys)
     assert {greedy for _, greedy in pairs} == {True, False}  # type: ignore[misc]
+
+
+def test_an_interpreter_without_lm_eval_outside_an_environment_is_told_so(tmp_path: Path) -> None:
+    program = tmp_path / "some-python"
+    program.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'lm_eval'\" >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(MissingTool, match="some-python has no lm-eval"):
+        LmEvalSource(str(program)).list()

@@ -1,4 +1,4 @@
-"""Child: every name that lm-eval knows. Job: {include_path}. Result: {version, rows}."""
+"""Child: every name that lm-eval knows. Job: {include_path}. Result: {version, metadata, rows}."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proctor.catalog.lm_eval.session import version
+from proctor.catalog.lm_eval.session import metadata, version
 from proctor.catalog.lm_eval.tasks import index_rows
 from proctor.catalog.lm_eval.wire import serve
 
 
 def main(_directory: Path, job: Mapping[str, Any]) -> Any:
     """List everything."""
-    return {"version": version(), "rows": index_rows(job["include_path"])}
+    return {"version": version(), "metadata": metadata(), "rows": index_rows(job["include_path"])}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -44,14 +45,27 @@ def locate(python: str | None) -> Location | None:
     return found
 
 
+def recall(file: Path) -> Location | None:
+    """What a child said of an interpreter before, if that lm-eval is still there."""
+    if not file.exists():
+        return None
+    version, metadata = json.loads(file.read_text(encoding="utf-8"))
+    return Location(version=version, metadata=Path(metadata)) if Path(metadata).exists() else None
+
+
 def check_version(version: str, python: str | None) -> None:
     """Raises MissingTool unless `version` is the proven one."""
     if version != PROVEN:
         where = f"the environment of {python}" if python else "this environment"
         raise MissingTool(
             f"{where} has lm-eval {version}; this Proctor knows lm-eval {PROVEN}",
-            hint=f"{python or sys.executable} -m pip install lm-eval=={PROVEN}",
+            hint=install_hint(python),
         )
+
+
+def install_hint(python: str | None) -> str:
+    """What to type to get the proven version there."""
+    return f"{python or sys.executable} -m pip install lm-eval=={PROVEN}"
 
 
 def _ours() -> Location:
@@ -77,4 +91,4 @@ def _in_environment(python: str) -> Location | None:
         return Location(version=metadata.name.removeprefix("lm_eval-").removesuffix(".dist-info"), metadata=metadata)
     if "include-system-site-packages = true" in (root / "pyvenv.cfg").read_text(encoding="utf-8"):
         return None
-    raise MissingTool(f"{python} has no lm-eval", hint=f"{python} -m pip install lm-eval=={PROVEN}")
+    raise MissingTool(f"{python} has no lm-eval", hint=install_hint(python))

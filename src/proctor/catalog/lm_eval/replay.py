@@ -146,7 +146,8 @@ def for_each_suite(run: Callable[..., Any], directory: Path, job: Mapping[str, A
     suites: list[Any] = []
     for name in work:
         if name in errors:
-            suites.append({"error": error_report(errors[name])})
+            report = error_report(errors[name])
+            suites.append({"error": report | {"hint": report["hint"] or f"the log: {job['log']}"}})
         else:
             suites.append(read_json(directory / f"{name}.json"))
     return {"version": version(), "suites": suites}

@@ -10,6 +10,7 @@ the rules for shots and generation arguments, limits, chat) is written a second 
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,13 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 def version() -> str:
     """lm-eval's."""
     return str(lm_eval.__version__)
+
+
+def metadata() -> str:
+    """A directory that another version of lm-eval would not have: its dist-info, else its package."""
+    found = importlib.metadata.distribution("lm_eval")
+    directory = Path(str(found.locate_file(f"lm_eval-{found.version}.dist-info")))
+    return str(directory if directory.is_dir() else Path(str(lm_eval.__file__)).parent)
 
 
 class Prepared:

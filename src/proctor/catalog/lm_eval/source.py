@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from proctor.catalog.lm_eval.location import Location, check_version, locate
+from proctor.catalog.lm_eval.location import Location, check_version, install_hint, locate, recall
 from proctor.catalog.source import TaskInfo
 from proctor.config.spec import LmEvalTask, TaskSpec
-from proctor.errors import HarnessError, TaskError
+from proctor.errors import HarnessError, MissingTool, TaskError
 from proctor.interpreters import cache_directory
 from proctor.processes.exchange import run_module
 from proctor.records import Instance, Json, Recording, Request, Suite, canonical_json, digest
@@ -176,26 +176,36 @@ def _suite(
 
 def _index(python: str | None, include_path: list[str]) -> Path:
     """The file with all names; made by a child when lm-eval or a file of `include_path` has changed."""
-    place = locate(python)
     paths = [os.path.abspath(os.path.expanduser(path)) for path in include_path]
-    key = digest([python, list(place.stamp) if place else None, [[path, _yaml_stamps(path)] for path in paths]])[:32]
-    file = cache_directory() / "lm_eval" / f"index-{key}.json"
-    if file.exists() and place is not None:
-        return file
+    stamps = [[path, _yaml_stamps(path)] for path in paths]
+    home = cache_directory() / "lm_eval"
+    remembered = home / f"place-{digest([python])[:32]}.json"
+    place = locate(python) or recall(remembered)
+    if place is not None:
+        file = home / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
+        if file.exists():
+            return file
     with tempfile.TemporaryDirectory(prefix="proctor-index-") as name:
-        result = run_module(python, f"{_CHILD}.index", Path(name), {"include_path": paths}, env=_ENVIRONMENT)
-    _check(result, python, place)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(result["rows"]), encoding="utf-8")
-    partial.replace(file)
+        try:
+            result = run_module(python, f"{_CHILD}.index", Path(name), {"include_path": paths}, env=_ENVIRONMENT)
+        except HarnessError as error:
+            if "No module named 'lm_eval'" in error.message:
+                raise MissingTool(f"{python} has no lm-eval", hint=install_hint(python)) from error
+            raise
+    check_version(result["version"], python)
+    found = Location(version=result["version"], metadata=Path(result["metadata"]))
+    _write(remembered, [found.version, str(found.metadata)])
+    place = place or found
+    file = home / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
+    _write(file, result["rows"])
     return file
 
 
-def _check(result: Mapping[str, Any], python: str | None, place: Location | None) -> None:
-    check_version(result["version"], python)
-    if place is not None and place.version != result["version"]:
-        raise HarnessError(f"{place.metadata} says lm-eval {place.version}, but {python} runs {result['version']}")
+def _write(file: Path, value: Json) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.replace(file)
 
 
 def _yaml_stamps(path: str) -> list[list[Json]]:
