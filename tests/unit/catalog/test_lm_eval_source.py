@@ -22,7 +22,7 @@ def environment(root: Path, version: str | None) -> str:
     (root / "bin").mkdir(parents=True)
     (root / "pyvenv.cfg").write_text("home = /nowhere\n")
     python = root / "bin" / "python"
-    python.write_text("#!/bin/sh\nexit 1\n")
+    python.write_text("#!/bin/sh\necho \"No module named 'lm_eval'\" >&2\nexit 1\n")
     python.chmod(0o755)
     if version is not None:
         (root / "lib" / "python3.11" / "site-packages" / f"lm_eval-{version}.dist-info").mkdir(parents=True)
