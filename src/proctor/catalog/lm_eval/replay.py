@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.utils import handle_non_serializable
 
 from proctor.catalog.lm_eval import documents
 from proctor.catalog.lm_eval.forks import in_processes
@@ -33,6 +32,7 @@ from proctor.catalog.lm_eval.session import (
     Prepared,
     config_digest,
     evaluate,
+    expressed,
     own_map_cache,
     version,
 )
@@ -163,7 +163,7 @@ def mark_suite(directory: Path, *, suite: Mapping[str, Any], number: int) -> Any
     results, empty = mark(manager, planned, leaves, suite["settings"], suite["settings"]["bootstrap_iters"])
     write_lines(directory / f"{number}.samples.jsonl", sample_lines(results.pop("samples", {})))
     results.pop("date", None)  # The same answers give the same marks, whenever.
-    write_lines(directory / f"{number}.raw.json", [json.dumps(results, default=handle_non_serializable)])
+    write_lines(directory / f"{number}.raw.json", [json.dumps(results, default=expressed)])
     return {"empty": empty}
 
 
@@ -236,7 +236,7 @@ def sample_lines(samples: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
         for row in rows:
             kept = {key: row[key] for key in ("doc_id", "filter", "target", "filtered_resps")}
             kept |= {"task": task, "metrics": {name: row[name] for name in row["metrics"]}}
-            yield json.dumps(kept, default=handle_non_serializable)
+            yield json.dumps(kept, default=expressed)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,12 @@ def config_digest(task: Task) -> str:
     return digest(_plain(config))
 
 
+def expressed(value: Any) -> Any:
+    """What JSON cannot express, as lm-eval writes it into its results, without memory addresses."""
+    plain = handle_non_serializable(value)
+    return _ADDRESS.sub("", plain) if isinstance(plain, str) else plain
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -159,7 +165,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return repr(value)
-    return _ADDRESS.sub("", str(handle_non_serializable(value)))
+    return str(expressed(value))
 
 
 class Offline:
