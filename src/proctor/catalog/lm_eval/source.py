@@ -90,7 +90,9 @@ class LmEvalSource:
                 for leaf in suite["leaves"]
             }
         suites = [_suite(suite, settings, python, leaves) for suite in result["suites"]]
-        return suites, list({r.fingerprint: r for r in leaves.values()}.values())
+        # A file and a name, or two globs, may mean the same.
+        unique = {suite.id: suite for suite in suites}
+        return list(unique.values()), list({r.fingerprint: r for r in leaves.values()}.values())
 
 
 def entry_settings(spec: LmEvalTask) -> dict[str, Json]:
