@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from proctor.api.context import RunContext
 from proctor.api.recording import Recorded
 from proctor.api.targets import Target
 from proctor.errors import ProctorError
 from proctor.records import Answer, EngineInfo, Response, ScoreRow, Suite
+from proctor.report.table import rows_to_json
 from proctor.score.lm_eval import LmEvalReplay
 from proctor.score.native import NativeReplay
 from proctor.score.replay import Marks, MetricValue
@@ -45,7 +46,7 @@ def score_run(context: RunContext, store: Store, targets: Sequence[Target], reco
     scores = Scores(run=context.spec.name, suites=tuple(scored))
     context.directory.create()
     path = context.directory.report / "scores.json"
-    context.directory.write(path, json.dumps([asdict(r) for r in scores.rows], indent=1))
+    context.directory.write(path, json.dumps(rows_to_json(scores.rows), indent=1))
     return scores
 
 

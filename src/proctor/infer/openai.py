@@ -24,6 +24,7 @@ from proctor.infer.probe import Conformance, probe
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
 from proctor.infer.server import Backend
+from proctor.infer.slots import SlotPool
 from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response
 
 SCORED: Final = (Kind.LOGLIKELIHOOD, Kind.ROLLING)
@@ -58,6 +59,7 @@ class OpenAIEngine:
         self._resolver = Resolver(spec, tokenizer, client=self._client, model_directory=model_directory)
         self._dialect: Dialect | None = None
         self._conformance: Conformance | None = None
+        self._slots: SlotPool | None = None
         self._probing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -197,7 +199,8 @@ class OpenAIEngine:
 
     async def _score_passage(self, passage: Passage) -> Scored | Broken:
         if self._conformance is not None and self._conformance.method == "forced":
-            return await score_by_forcing(self._client, passage, extra=self._extra)
+            async with (await self._slot_pool()).lease(passage.token_ids) as slot:
+                return await score_by_forcing(self._client, passage, extra=self._extra | {"id_slot": slot})
         found = await score_by_echo(self._client, [passage], max_tokens=self._max_tokens, extra=self._extra)
         return found[0]
 
@@ -225,6 +228,13 @@ class OpenAIEngine:
             latency_s=sum(one.latency_s for one in good),
             created=time.time(),
         )
+
+    async def _slot_pool(self) -> SlotPool:
+        async with self._probing:
+            if self._slots is None:
+                props = await self._client.get("/props") or {}
+                self._slots = SlotPool(max(1, int(props.get("total_slots", 1))))
+            return self._slots
 
     async def _find_dialect(self) -> Dialect:
         if self._dialect is None:

@@ -13,7 +13,7 @@ from proctor.infer.engine import Engine
 from proctor.infer.fake import FakeEngine
 from proctor.infer.lm_eval_model import LmEvalModelEngine
 from proctor.infer.openai import OpenAIEngine
-from proctor.infer.resolve import SERVER, TokenizerSource
+from proctor.infer.resolve import IF_OFFERED, SERVER, TokenizerSource
 from proctor.infer.server import ServedModel, Server, ServerPaths
 from proctor.infer.servers.build import build_server
 from proctor.worker.job import Job
@@ -81,8 +81,8 @@ def _tokenizer(job: Job, spec: OpenAISpec) -> TokenizerSource:
         return Path(job.tokenizer)
     if Path(job.path).is_dir():
         return Path(job.path)
-    # llama.cpp serves the tokenizer of the GGUF; of a foreign endpoint nothing is known.
-    return SERVER if isinstance(spec.server, LlamaCppServer) else None
+    # llama.cpp serves the tokenizer of the GGUF; a foreign endpoint may have one.
+    return SERVER if isinstance(spec.server, LlamaCppServer) else IF_OFFERED
 
 
 def _groups(devices: list[str], spec: OpenAISpec) -> list[list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from proctor.errors import ServerError
+from proctor.errors import ProbeError, ServerError
 from proctor.infer.engine import Engine
 from proctor.infer.server import Server
-from proctor.records import Answer, Failure, Shard
+from proctor.records import Answer, Failure, Response, Shard
 from proctor.store import Answers, Ledger, Store, Writer
 from proctor.worker.events import EventLog
 from proctor.worker.feed import Feed
@@ -51,6 +51,7 @@ class Session:
         self._engine = engine
         self._server = server
         self._events = events
+        self._named: set[str] = set()
         self._pending: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] | None = None
         self._feed: Feed | None = None
@@ -117,6 +118,8 @@ class Session:
                     raise ServerError(f"the engine ended with {feed.outstanding} requests unanswered")
                 if not await self._wait_for_others(feed):
                     return
+            except ProbeError:
+                raise  # no restart makes a server that answers wrongly answer rightly
             except ServerError:
                 breaks = 1 if self.outcome.answered > before else breaks + 1
                 if self._server is None or breaks >= ENGINE_BREAKS or self.outcome.drained:
@@ -132,6 +135,8 @@ class Session:
             self._events.phase("draining" if self.outcome.drained else "asking")
 
     async def _keep(self, answer: Answer, feed: Feed) -> None:
+        if isinstance(answer, Response):
+            await self._name_engine(answer.engine_id)
         await self._writer.append(answer)
         if isinstance(answer, Failure):
             self.outcome.failed += 1
@@ -139,6 +144,15 @@ class Session:
             self.outcome.answered += 1
         self._events.answered(answer, in_flight=feed.outstanding)
         await feed.settle(answer)
+
+    async def _name_engine(self, engine_id: str) -> None:
+        """Let the store say what `engine_id` stands for. Generations carry the id of the engine without a method."""
+        if engine_id in self._named:
+            return
+        for info in (self._engine.info, replace(self._engine.info, method="")):
+            if info.id == engine_id:
+                self._named.add(engine_id)
+                await self._writer.engine(info)
 
     async def _watch(self) -> None:
         if self._server is None:
