@@ -31,7 +31,8 @@ chaos: .venv/.dev
 	PROCTOR_CHAOS_KILLS=50 PROCTOR_CHAOS_CUTS=20 $(BIN)/pytest -q tests/integration/test_chaos.py
 
 bench: .venv/.dev
-	$(BIN)/python -m bench.store
+	$(BIN)/python -m bench.store --json bench/results/store.json
+	$(BIN)/python -m bench.status --json bench/results/status.json
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -18,7 +18,7 @@ from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, mod
 from proctor.api.planning import make_plan
 from proctor.api.presenting import outcome_to_json, owed_words, plan_to_json, scores_to_json
 from proctor.api.progress import Progress, Silent
-from proctor.api.recording import record, recorded
+from proctor.api.recording import planned_suites, recorded
 from proctor.api.running import Outcome, run
 from proctor.api.scoring import Scores, score_run
 from proctor.api.status import status
@@ -54,12 +54,15 @@ __all__ = [
 
 
 def plan(config: str | Path, overrides: Sequence[str] = (), *, retry_failed: bool = False) -> Plan:
-    """What the run asks, what is answered, what is owed and its cost. Records the tasks; asks nothing."""
+    """What the run asks, what is answered, what is owed and its cost. Asks nothing.
+
+    Uses the requests that the last run or prepare recorded; records them if there are none, or if `tasks:` has changed.
+    """
     context = RunContext.open(config, overrides)
     store = context.store(create=True)
-    found = record(context, store)
+    suites = planned_suites(context, store)
     targets = resolve_targets(context, store)
-    return make_plan(context, store, targets, found.suites, retry_failed=retry_failed)
+    return make_plan(context, store, targets, suites, retry_failed=retry_failed)
 
 
 def score(config: str | Path, overrides: Sequence[str] = ()) -> Scores:

@@ -11,8 +11,8 @@ from proctor.api.context import RunContext
 from proctor.catalog.lm_eval.source import LmEvalSource
 from proctor.catalog.native import NativeSource
 from proctor.config.spec import LmEvalTask, TaskSpec
-from proctor.errors import StoreError
-from proctor.records import Answer, Recording, Response, Suite
+from proctor.errors import StoreError, UsageError
+from proctor.records import Answer, Recording, Response, Suite, digest
 from proctor.score.lm_eval import LmEvalReplay
 from proctor.score.native import NativeReplay
 from proctor.store import Store
@@ -40,7 +40,8 @@ def record(context: RunContext, store: Store) -> Recorded:
             suites[suite.id] = suite
             store.write_suite(suite)
     context.directory.create()
-    context.directory.write(context.directory.suites, json.dumps(list(suites), indent=1))
+    kept = {"tasks": _tasks_digest(context), "suites": list(suites)}
+    context.directory.write(context.directory.suites, json.dumps(kept, indent=1))
     return Recorded(suites=tuple(suites.values()), recordings=recordings)
 
 
@@ -81,15 +82,37 @@ def recorded(context: RunContext, store: Store) -> Recorded:
 
 
 def recorded_suites(context: RunContext, store: Store) -> tuple[Suite, ...]:
-    """The suites of this run, without their requests. Raises StoreError if nothing was recorded."""
+    """The suites of this run, without their requests.
+
+    Raises UsageError if nothing was recorded yet, or if `tasks:` has changed since; StoreError if what was
+    recorded cannot be read.
+    """
     path = context.directory.suites
+    command = f"proctor prepare {shlex.quote(str(context.config))}"
     try:
-        ids: Sequence[str] = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        tasks, ids = kept["tasks"], [str(i) for i in kept["suites"]]
     except FileNotFoundError:
-        raise StoreError(
-            f"nothing has been recorded yet for the run {context.spec.name!r}",
-            hint=f"proctor run {shlex.quote(str(context.config))}",
+        raise UsageError(
+            f"nothing has been recorded yet for the run {context.spec.name!r}", hint=f"{command}, or `proctor run`"
         ) from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {str(path)!r}: {error}", hint="`proctor run` records again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"cannot read {str(path)!r}: {error}", hint=f"{command} records again") from error
+    if tasks != _tasks_digest(context):
+        raise UsageError(
+            f"the tasks of {str(context.config)!r} have changed since they were recorded",
+            hint=f"{command} records them; `proctor run` does and goes on",
+        )
     return tuple(store.read_suite(i) for i in ids)
+
+
+def planned_suites(context: RunContext, store: Store) -> tuple[Suite, ...]:
+    """The suites as last recorded for these `tasks:`; recorded now if they were not, or have changed."""
+    try:
+        return recorded_suites(context, store)
+    except (UsageError, StoreError):
+        return record(context, store).suites
+
+
+def _tasks_digest(context: RunContext) -> str:
+    return digest([entry.model_dump(mode="json") for entry in context.spec.tasks])
