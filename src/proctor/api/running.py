@@ -17,13 +17,16 @@ from proctor.api.progress import Progress, Silent, WorkerEvents
 from proctor.api.recording import Recorded, record
 from proctor.api.scoring import Scores, score_run
 from proctor.api.targets import Target, resolve_targets
-from proctor.errors import LaunchError, ProctorError
+from proctor.errors import LaunchError, ProctorError, StoreError
 from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState, JobStatus
 from proctor.launch.local import LocalLauncher
 from proctor.plan import ModelPlan, Plan
-from proctor.store import Store
+from proctor.store import Owner, Store
 from proctor.worker.job import Job
+
+COMPACT_SEGMENTS = 16
+"""So many segments are worth a part: opening a store reads each of its files."""
 
 POLL_S = 0.25
 """Between two looks at the workers: what a person sees as live."""
@@ -73,7 +76,20 @@ async def run(
     drained, failures = await _ask(context, targets, plan, progress, retry_failed=retry_failed)
     progress.phase("scoring")
     scores, after = await asyncio.to_thread(_finish, context, store, targets, recorded)
+    await _tidy(store, targets, progress)
     return Outcome(run=context.spec.name, scores=scores, before=plan, after=after, drained=drained, errors=failures)
+
+
+async def _tidy(store: Store, targets: Sequence[Target], progress: Progress) -> None:
+    """Keep the store small in files. What goes wrong here costs nobody an answer, so it is said and no more."""
+    for weights in dict.fromkeys(t.weights for t in targets):
+        try:
+            await store.ledger(weights, owner=Owner.here()).sweep()
+            if await asyncio.to_thread(store.segments, weights) >= COMPACT_SEGMENTS:
+                progress.phase("compacting the store")
+                await asyncio.to_thread(store.compact, weights)
+        except StoreError as error:
+            progress.phase(f"the store was not compacted: {error.message}")
 
 
 def _finish(context: RunContext, store: Store, targets: Sequence[Target], recorded: Recorded) -> tuple[Scores, Plan]:

@@ -163,6 +163,10 @@ class Store:
         """The answers stored for these weights under `resolution`. Raises StoreError if they cannot be read."""
         return Answers(self._weights(weights), resolution, alive=self._alive)
 
+    def segments(self, weights: str) -> int:
+        """How many segment files these weights have: the fewer, the quicker the store opens. Raises StoreError."""
+        return sum(".jsonl" in name for name in self._names(f"weights/{weights}"))
+
     def compact(self, weights: str) -> Compacted:
         """Move what finished and dead writers have left into one part. Raises StoreError; nothing is lost then."""
         return compact(self._weights(weights), alive=self._alive)
