@@ -6,18 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = [
-    "Checked",
-    "PreparedTask",
-    "fetch_model",
-    "has_lm_eval",
-    "init",
-    "models",
-    "prepare",
-    "search_tasks",
-    "validate",
-]
-
 from proctor.api.context import RunContext
 from proctor.api.recording import prove, record
 from proctor.api.targets import resolve_targets
@@ -29,6 +17,18 @@ from proctor.config.engines import engine_for, launch_for
 from proctor.config.schema import dump_resolved
 from proctor.config.starter import starter_files
 from proctor.errors import MissingTool, UsageError
+
+__all__ = [
+    "Checked",
+    "PreparedTask",
+    "fetch_model",
+    "has_lm_eval",
+    "init",
+    "models",
+    "prepare",
+    "search_tasks",
+    "validate",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
