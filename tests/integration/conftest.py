@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from proctor.store import Store
 from proctor.testing import prompt_digest, write_byte_tokenizer
 
 
-def write_model(directory: Path, *, weights: bytes = b"\0" * 16, generation_config: dict[str, Any] | None = None) -> Path:
+def write_model(
+    directory: Path, *, weights: bytes = b"\0" * 16, generation_config: dict[str, Any] | None = None
+) -> Path:
     """A directory that looks like a model: a byte tokenizer, a config and one small tensor."""
     write_byte_tokenizer(directory)
     (directory / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 4096}))
@@ -77,7 +81,9 @@ class Lab:
         argv += ["--journal", str(self.journal), "--fixed-s", str(self.latency_s), *self.server_flags]
         return {"type": "command", "argv": argv, "restarts": 3}
 
-    def write_run(self, *, tasks: list[Path], name: str = "run", models: dict[str, Any] | None = None, **more: Any) -> Path:
+    def write_run(
+        self, *, tasks: list[Path], name: str = "run", models: dict[str, Any] | None = None, **more: Any
+    ) -> Path:
         """run.yaml for these tasks; `more` goes to its top level."""
         model = self.root / "model"
         if not model.exists():
@@ -160,6 +166,21 @@ class Lab:
 def lab(tmp_path: Path, own_cache: Path) -> Lab:
     """An empty lab."""
     return Lab(root=tmp_path)
+
+
+@contextlib.contextmanager
+def start_server(lab: Lab) -> Generator[str]:
+    """A fake server that nobody manages, for runs against an endpoint; its base URL."""
+    port = lab.root / "server.port"
+    port.unlink(missing_ok=True)
+    argv = [part for part in lab.server()["argv"] if part not in ("--port", "{port}")]
+    process = subprocess.Popen([*argv, "--port-file", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(port.exists)
+        yield f"http://127.0.0.1:{port.read_text()}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def kill_tree(pid: int) -> None:

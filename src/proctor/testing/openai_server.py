@@ -64,13 +64,16 @@ class FakeServer:
         self._random = random.Random(self.options.faults.seed)
         self._runner: web.ServerRunner | None = None
         self._journal: int | None = None
+        self._bodies: int | None = None
         self._ready_at = 0.0
         self._stalled = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._ready_at = time.monotonic() + self.options.slow_start_s
         if self.options.journal is not None:
-            self._journal = os.open(self.options.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._journal = _appending(self.options.journal)
+        if self.options.bodies is not None:
+            self._bodies = _appending(self.options.bodies)
         self._runner = web.ServerRunner(
             web.Server(self._handle, access_log=None), handle_signals=False, shutdown_timeout=0.1
         )
@@ -86,9 +89,10 @@ class FakeServer:
         self._stalled.set()
         if self._runner is not None:
             await self._runner.cleanup()
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
+        for file in (self._journal, self._bodies):
+            if file is not None:
+                os.close(file)
+        self._journal = self._bodies = None
 
     @property
     def url(self) -> str:
@@ -189,6 +193,8 @@ class FakeServer:
         if self._journal is not None:
             # One write to a file opened for appending: whole lines, and nothing of ours to lose when killed.
             os.write(self._journal, lines.encode("ascii"))
+        if self._bodies is not None:
+            os.write(self._bodies, orjson.dumps(body) + b"\n")
 
     def _draw_fault(self) -> str | None:
         faults = self.options.faults
@@ -221,6 +227,10 @@ class FakeServer:
         if latency.lognormal_s > 0:
             delay += latency.lognormal_s * self._random.lognormvariate(0.0, latency.sigma)
         return delay
+
+
+def _appending(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 
 def _json(value: dict[str, Any]) -> web.Response:

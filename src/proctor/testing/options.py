@@ -66,6 +66,8 @@ class ServerOptions:
     """The process ends without a word when this many completions have been asked and one more comes."""
     journal: str | None = None
     """File that gets one line for each prompt as it arrives: digest, path, what was done with it."""
+    bodies: str | None = None
+    """File that gets each completion's body as it was sent, as a line of JSON."""
     api_key: str | None = None
     defaults: Mapping[str, float] = field(default_factory=dict[str, float])
     """Sampling fields that a request does not send: what a model's generation_config.json does to a real server."""
