@@ -6,35 +6,42 @@ from proctor import api
 outcome = asyncio.run(api.run("run.yaml"))
 for row in outcome.scores.rows:
     print(row.model, row.task, row.metric, row.value, row.stderr, row.n)
+
+Names are imported when they are first used: a search for a task need not load what a run needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
-from proctor.api.context import RunContext
-from proctor.api.inspecting import (
-    Checked,
-    PreparedTask,
-    fetch_model,
-    has_lm_eval,
-    init,
-    models,
-    prepare,
-    search_tasks,
-    validate,
-)
-from proctor.api.planning import make_plan
-from proctor.api.presenting import outcome_to_json, owed_words, plan_to_json, scores_to_json
-from proctor.api.progress import Progress, Silent
-from proctor.api.recording import planned_suites, recorded
-from proctor.api.running import Outcome, run
-from proctor.api.scoring import Scores, score_run
-from proctor.api.status import status
-from proctor.api.targets import Target, resolve_targets
-from proctor.config.schema import json_schema
-from proctor.plan import Plan
+if TYPE_CHECKING:
+    from proctor.api.counting import status
+    from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, models, prepare, validate
+    from proctor.api.planning import plan
+    from proctor.api.presenting import outcome_to_json, owed_words, plan_to_json, scores_to_json
+    from proctor.api.progress import Progress, Silent
+    from proctor.api.running import Outcome, run
+    from proctor.api.scoring import Scores, score
+    from proctor.api.searching import has_lm_eval, search_tasks
+    from proctor.api.targets import Target
+    from proctor.config.schema import json_schema
+    from proctor.plan import Plan
+
+_HOMES: Final = {
+    "proctor.api.counting": ("status",),
+    "proctor.api.inspecting": ("Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "validate"),
+    "proctor.api.planning": ("plan",),
+    "proctor.api.presenting": ("outcome_to_json", "owed_words", "plan_to_json", "scores_to_json"),
+    "proctor.api.progress": ("Progress", "Silent"),
+    "proctor.api.running": ("Outcome", "run"),
+    "proctor.api.scoring": ("Scores", "score"),
+    "proctor.api.searching": ("has_lm_eval", "search_tasks"),
+    "proctor.api.targets": ("Target",),
+    "proctor.config.schema": ("json_schema",),
+    "proctor.plan": ("Plan",),
+}
+_HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Checked",
@@ -64,20 +71,7 @@ __all__ = [
 ]
 
 
-def plan(config: str | Path, overrides: Sequence[str] = (), *, retry_failed: bool = False) -> Plan:
-    """What the run asks, what is answered, what is owed and its cost. Asks nothing.
-
-    Uses the requests that the last run or prepare recorded; records them if there are none, or if `tasks:` has changed.
-    """
-    context = RunContext.open(config, overrides)
-    store = context.store(create=True)
-    suites = planned_suites(context, store)
-    targets = resolve_targets(context, store)
-    return make_plan(context, store, targets, suites, retry_failed=retry_failed)
-
-
-def score(config: str | Path, overrides: Sequence[str] = ()) -> Scores:
-    """Mark what is answered so far, with the recordings of the last run or prepare. Needs no model."""
-    context = RunContext.open(config, overrides)
-    store = context.store(create=False)
-    return score_run(context, store, resolve_targets(context, store), recorded(context, store))
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

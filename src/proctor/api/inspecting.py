@@ -9,24 +9,19 @@ from pathlib import Path
 from proctor.api.context import RunContext
 from proctor.api.recording import prove, record
 from proctor.api.targets import resolve_targets
-from proctor.catalog.lm_eval.source import LmEvalSource
 from proctor.catalog.models import ModelEntry, expand_models, fetch_model
-from proctor.catalog.native import NativeSource
-from proctor.catalog.source import TaskInfo
 from proctor.config.engines import engine_for, launch_for
 from proctor.config.schema import dump_resolved
 from proctor.config.starter import starter_files
-from proctor.errors import MissingTool, UsageError
+from proctor.errors import UsageError
 
 __all__ = [
     "Checked",
     "PreparedTask",
     "fetch_model",
-    "has_lm_eval",
     "init",
     "models",
     "prepare",
-    "search_tasks",
     "validate",
 ]
 
@@ -111,28 +106,3 @@ def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedT
         )
         for r in found.recordings.values()
     ]
-
-
-def has_lm_eval(python: str | None = None) -> bool:
-    """Whether tasks of lm-evaluation-harness can be listed and recorded with this interpreter."""
-    try:
-        LmEvalSource(python).search("no such task")
-    except MissingTool:
-        return False
-    return True
-
-
-def search_tasks(
-    pattern: str = "", *, source: str | None = None, include: Sequence[str] = (), python: str | None = None
-) -> list[TaskInfo]:
-    """Names that contain `pattern` or match it as a glob. Raises MissingTool if lm-eval was asked for and is absent."""
-    found: list[TaskInfo] = []
-    if source in (None, "native"):
-        found += [t for t in NativeSource().list() if pattern.strip("*") in t.name]
-    if source in (None, "lm_eval"):
-        try:
-            found += LmEvalSource(python).search(pattern or "*", include=include)
-        except MissingTool:
-            if source is not None or python is not None:
-                raise
-    return found

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from proctor.api.context import RunContext
-from proctor.api.targets import Target
+from proctor.api.recording import planned_suites
+from proctor.api.targets import Target, resolve_targets
 from proctor.plan import CostModel, ModelPlan, OwedTask, Plan, TaskPlan, cut_shards
 from proctor.records import Suite
 from proctor.store import Answers, Store
 from proctor.store.recording import Outline
+
+
+def plan(config: str | Path, overrides: Sequence[str] = (), *, retry_failed: bool = False) -> Plan:
+    """What the run asks, what is answered, what is owed and its cost. Asks nothing.
+
+    Uses the requests that the last run or prepare recorded; records them if there are none, or if `tasks:` has changed.
+    """
+    context = RunContext.open(config, overrides)
+    store = context.store(create=True)
+    suites = planned_suites(context, store)
+    return make_plan(context, store, resolve_targets(context, store), suites, retry_failed=retry_failed)
 
 
 def make_plan(

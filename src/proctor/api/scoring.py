@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from proctor.api.context import RunContext
-from proctor.api.recording import Recorded
-from proctor.api.targets import Target
+from proctor.api.recording import Recorded, recorded
+from proctor.api.targets import Target, resolve_targets
 from proctor.errors import ProctorError
 from proctor.records import Answer, EngineInfo, Response, ScoreRow, Suite
 from proctor.report.table import rows_to_json
@@ -37,6 +38,14 @@ class Scores:
     def complete(self) -> bool:
         """Whether every row stands on all of its documents."""
         return all(r.n == r.n_expected and r.value is not None for r in self.rows)
+
+
+def score(config: str | Path, overrides: Sequence[str] = ()) -> Scores:
+    """Mark what is answered so far, with the recordings of the last run or prepare. Needs no model."""
+    context = RunContext.open(config, overrides)
+    store = context.store(create=False)
+    found = recorded(context, store)
+    return score_run(context, store, resolve_targets(context, store), found)
 
 
 def score_run(context: RunContext, store: Store, targets: Sequence[Target], recorded: Recorded) -> Scores:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 import orjson
-
-from proctor.api.scoring import Scores
-from proctor.report.layout import show
-from proctor.report.table import score_table
 
 config_argument = click.argument("config", type=click.Path(), default="run.yaml")
 set_option = click.option(
@@ -29,8 +24,3 @@ def _express(value: Any) -> Any:
     if isinstance(value, set | frozenset | tuple):
         return list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return str(value)
-
-
-def show_scores(scores: Scores, *, title: str) -> None:
-    """The table of scores on standard output."""
-    show(score_table(scores.rows, members=scores.members, title=title), sys.stdout)

@@ -8,7 +8,8 @@ import sys
 import click
 
 from proctor import api
-from proctor.cli.options import config_argument, json_option, print_json, set_option, show_scores
+from proctor.cli.options import config_argument, json_option, print_json, set_option
+from proctor.cli.scores import show_scores
 from proctor.cli.watching import watching
 from proctor.errors import Incomplete
 
@@ -36,5 +37,6 @@ def command(config: str, overrides: tuple[str, ...], as_json: bool, retry_failed
         return max(outcome.errors, key=lambda e: e.exit_code == 1).exit_code
     if outcome.complete:
         return 0
-    click.echo(f"incomplete: {api.owed_words(outcome)}\n  → repeat the command to continue", err=True)
+    hint = "\n  → repeat the command to continue" if outcome.after.owed else ""
+    click.echo(f"incomplete: {api.owed_words(outcome)}{hint}", err=True)
     return Incomplete.exit_code

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from proctor import api
-from proctor.cli.options import config_argument, json_option, print_json, set_option, show_scores
+from proctor.cli.options import config_argument, json_option, print_json, set_option
+from proctor.cli.scores import show_scores
 from proctor.errors import Incomplete
 
 
