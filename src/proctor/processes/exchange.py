@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from proctor import errors
 from proctor.interpreters import cache_directory, module_command
-from proctor.processes.group import tail
+from proctor.processes.group import last_words
 
 _GUARD: Final = Path(__file__).with_name("guard.py")
 _GRACE_S: Final = 5
@@ -51,7 +51,8 @@ def run_module(
     result = directory / "result.json"
     if code != 0 or not result.exists():
         raise errors.HarnessError(
-            f"{module} ended with status {code} and no result; its last lines:\n{tail(log)}", hint=f"the log: {log}"
+            f"{module} ended with status {code} and no result; its last lines:\n{last_words(log)}",
+            hint=f"the log: {log}",
         )
     value = json.loads(result.read_text(encoding="utf-8"))
     if not partly(value):
@@ -83,5 +84,5 @@ def error_of(report: Mapping[str, Any]) -> errors.ProctorError:
 
 def _logged(error: errors.ProctorError, log: Path) -> errors.ProctorError:
     if isinstance(error, errors.HarnessError):
-        return errors.HarnessError(f"{error.message}\n{tail(log)}".rstrip(), hint=error.hint or f"the log: {log}")
+        return errors.HarnessError(f"{error.message}\n{last_words(log)}".rstrip(), hint=error.hint or f"the log: {log}")
     return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,10 @@ _MARK: Final = "PROCTOR_GROUPS"
 """Environment variable that every descendant inherits: ids of the groups it belongs to, outermost first."""
 _AFTER_GRACE_S: Final = 15.0
 """What the guard may take for its own sweep before we kill everything ourselves."""
+
+_FRAME: Final = re.compile(r'  (?P<file>File) ".*", line \d+')
+"""A line of a traceback, after whatever a logger puts in front."""
+_SEARCHED_LINES: Final = 500
 
 
 class ProcessGroup:
@@ -181,3 +186,19 @@ def tail(log: Path, lines: int = 15, limit: int = 65_536) -> str:
         return ""
     kept = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
     return "\n".join([line for line in kept if line][-lines:])
+
+
+def last_words(log: Path, lines: int = 15) -> str:
+    """The last lines of a log that say what happened: without the frames of Python's tracebacks."""
+    kept: list[str] = []
+    column: int | None = None
+    for line in tail(log, lines=_SEARCHED_LINES).split("\n"):
+        frame = _FRAME.search(line)
+        if frame is not None:
+            column = frame.start("file")
+        elif column is not None and not line[column - 2 : column + 2].strip():
+            continue  # the frame's source, and what points into it
+        elif "Traceback (most recent call last):" not in line:
+            column = None
+            kept.append(line)
+    return "\n".join(kept[-lines:])

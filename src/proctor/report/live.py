@@ -222,7 +222,8 @@ class _Model:
         for name in own:
             self.totals[name] += worker.counts[name] - old[name]
         if event.message:
-            self.note = event.message
+            # The rest, such as the end of a server's log, is in the error that ends the run.
+            self.note = event.message.partition("\n")[0]
         self.history.append((now, self.dealt_with, self.tokens))
         while len(self.history) > 2 and now - self.history[0][0] > RATE_WINDOW_S:
             self.history.popleft()

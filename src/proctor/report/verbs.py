@@ -85,4 +85,5 @@ def _task_cells(task: TaskStatus) -> tuple[str, ...]:
 def _worker_cells(worker: WorkerStatus, now: float | None) -> tuple[str, ...]:
     rate = "-" if worker.tokens_per_s is None else count(round(worker.tokens_per_s))
     age = "-" if now is None else f"{duration(now - worker.seen)} ago"
-    return (worker.worker, worker.model, worker.phase, count(worker.requests), rate, age, worker.message or "-")
+    said = worker.message.partition("\n")[0]
+    return (worker.worker, worker.model, worker.phase, count(worker.requests), rate, age, said or "-")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from proctor.processes.group import ProcessGroup, tail
+from proctor.processes.group import ProcessGroup, last_words, tail
 
 TREE = """
 import subprocess, sys, time
@@ -169,3 +169,22 @@ def test_tail_keeps_the_last_state_of_a_progress_bar(tmp_path: Path) -> None:
     assert tail(log) == "first\n100%\nbad � byte"
     assert tail(log, lines=1) == "bad � byte"
     assert tail(tmp_path / "absent") == ""
+
+
+@pytest.mark.parametrize("before", ["", "(Core pid=7) ERROR 07:00:01 [core.py:70] "])
+def test_last_words_are_what_happened_not_where(tmp_path: Path, before: str) -> None:
+    lines = [
+        "loading shards",
+        "Traceback (most recent call last):",
+        '  File "/a/b.py", line 3, in main',
+        "    load()",
+        "    ^^^^^^",
+        '  File "/a/c.py", line 9, in load',
+        "    raise ValueError(",
+        "ValueError: no tokens",
+        "  File this under odd",
+    ]
+    log = tmp_path / "log"
+    log.write_text("".join(before + line + "\n" for line in lines))
+    assert last_words(log) == "\n".join(before + line for line in (lines[0], *lines[-2:]))
+    assert last_words(log, lines=1) == before + lines[-1]

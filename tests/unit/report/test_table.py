@@ -236,7 +236,7 @@ def test_status_table() -> None:
             TaskStatus(model="a", task="t", requests=1000, answered=999, failed=1, failures=(("server", 1),)),
             TaskStatus(model="a", task="u", num_fewshot=5, requests=3, answered=1),
         ),
-        workers=(WorkerStatus(worker="w0", model="a", phase="failed", seen=100.0, message="no\nspace"),),
+        workers=(WorkerStatus(worker="w0", model="a", phase="failed", seen=100.0, message="no space\nlog: x"),),
         elapsed_s=60,
         forecast_s=120,
         now=105.0,
@@ -251,4 +251,4 @@ def test_status_table() -> None:
         "running for 1 min 00 s; the plan foresaw 2 min 00 s",
     )
     (worker,) = worker_table(status).lines
-    assert worker.warn and worker.cells == ("w0", "a", "failed", "0", "-", "5 s ago", "no\nspace")
+    assert worker.warn and worker.cells == ("w0", "a", "failed", "0", "-", "5 s ago", "no space")

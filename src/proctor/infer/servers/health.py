@@ -14,7 +14,7 @@ import aiohttp
 
 from proctor.errors import ServerError
 from proctor.infer.servers.hints import find_cause, killed_hint
-from proctor.processes.group import ProcessGroup, tail
+from proctor.processes.group import ProcessGroup, last_words
 
 _POLL_FIRST_S: Final = 0.05
 _POLL_LONGEST_S: Final = 1.0
@@ -193,7 +193,7 @@ def start_error(what: str, state: StartState, group: ProcessGroup, happened: str
 
 def describe_log(log: Path) -> str:
     """Lines to append to an error: the log's path and its end."""
-    text = tail(log)
+    text = last_words(log)
     shown = "\n".join("    " + line for line in text.splitlines()) if text else "    (empty)"
     return f"\n  log: {log}\n{shown}"
 

@@ -24,7 +24,11 @@ class Cause:
     """Another port helps."""
 
 
+_PROGRAM: Final = "check the first word of the server's command, and that it may be executed"
+
 CAUSES: Final = (
+    # What our own guard says, so it is certain.
+    Cause(name="program not found", pattern=r"^cannot run '", hint=_PROGRAM),
     Cause(
         name="port taken",
         pattern=r"address already in use|errno 98\b|couldn't bind|port \d+ is (already )?(in use|not available)|"
@@ -125,8 +129,8 @@ CAUSES: Final = (
     ),
     Cause(
         name="program not found",
-        pattern=r"^cannot run |: not found$|command not found|Permission denied",
-        hint="check the first word of the server's command, and that it may be executed",
+        pattern=r": not found$|command not found|Permission denied",
+        hint=_PROGRAM,
     ),
     Cause(
         name="model not loaded",
