@@ -8,17 +8,24 @@ or died. So two runs, or two workers, that owe the same request ask it once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from proctor.errors import StoreError
 from proctor.infer.engine import Engine, PhysicalRequest
 from proctor.records import Answer, Failure, Request, Shard
 from proctor.store import Answers, Claim, Ledger, Store
 
 RESOLVE_BATCH = 256
 """Requests rendered and tokenised at a time: enough for all cores, little enough to start at once."""
+
+POLL_FIRST_S = 0.05
+POLL_LAST_S = 5.0
+"""Between two looks at the claims of others, growing: a short claim costs little waiting, a long one few listings."""
 
 
 @dataclass(slots=True)
@@ -44,8 +51,9 @@ class Keep(Protocol):
 class Feed:
     """The source of physical requests for one worker.
 
-    `take()` yields requests lazily; `settle(answer)` is called when an answer is durable. Requests that
-    were yielded but not settled when an engine breaks are yielded again by the next `take()`.
+    `take()` yields requests lazily; `settle(answer)` is called when an answer is durable. A `take()` may be
+    abandoned at any point, by cancellation too: the next one first yields again what was yielded and not settled,
+    then goes on where the other stopped. `close()` ends it.
     """
 
     def __init__(
@@ -68,29 +76,32 @@ class Feed:
         self._keep = keep
         self._ledger_turn = asyncio.Lock()
         self._retry_failed = retry_failed
+        self._started = time.time()
         self._requests: dict[str, Request] = {}
         self._ordinals: dict[str, list[str]] = {}
+        self._released: list[str] = []  # held by another's claim, which has ended
+        self._claimed: list[str] = []  # by us, in asking order, not resolved
+        self._ready: deque[PhysicalRequest] = deque()  # resolved, not yielded
+        self._asking: dict[str, PhysicalRequest] = {}  # logical key → yielded, not settled
+        self._filling: asyncio.Task[bool] | None = None
         self._open: dict[int, OpenClaim] = {}
         self._claim_of: dict[str, int] = {}
-        self._asking: dict[str, PhysicalRequest] = {}  # logical key → yielded, not settled
         self._first: dict[str, str] = {}  # physical key → the logical key that is asked for it
         self._twins: dict[str, list[str]] = {}  # logical key being asked → others with its physical key
         self._answered: set[bytes] = set()  # physical keys answered in this session
         self._deferred: dict[int, set[str]] = {}  # another's claim → keys of ours that it holds
-        self._released_keys: list[str] = []
 
     async def take(self) -> AsyncIterator[PhysicalRequest]:
-        """Yield what is to be asked, until nothing is owed or the worker drains."""
+        """Yield what is to be asked, until nothing is owed or the worker drains. Raises StoreError."""
         for request in list(self._asking.values()):
             yield request
-        while self._shards and not self.draining.is_set():
-            keys = await asyncio.to_thread(self._shard_keys, self._shards.popleft())
-            async for request in self._claimed(keys):
+        while not self.draining.is_set():
+            if self._ready:
+                request = self._ready.popleft()
+                self._asking[request.key] = request
                 yield request
-        while self._released_keys and not self.draining.is_set():
-            keys, self._released_keys = self._released_keys, []
-            async for request in self._claimed(self._still_owed(keys)):
-                yield request
+            elif not await self._filled():
+                return
 
     async def more(self) -> bool:
         """Wait until somebody else's claim on something that we owe ends; False if there is none, or we drain.
@@ -98,14 +109,12 @@ class Feed:
         To be called between two runs of the engine: waiting inside one could hold back answers that the other
         side waits for.
         """
-        if not self._deferred or self.draining.is_set():
-            return False
-        sequence = min(self._deferred)
-        if not await self._released(sequence):
-            return False
-        self._released_keys = sorted(self._deferred.pop(sequence))
-        await asyncio.to_thread(self._answers.refresh)
-        return True
+        ended = await self._ended()
+        for sequence in ended:
+            self._released += sorted(self._deferred.pop(sequence))
+        if ended:
+            await asyncio.to_thread(self._answers.refresh)
+        return bool(ended)
 
     async def settle(self, answer: Answer) -> None:
         """Count `answer` as durable: answer its twins by alias, and close its claim when that was the last."""
@@ -119,39 +128,74 @@ class Feed:
                 await self._keep.failure(replace(answer, key=twin))
             else:
                 await self._keep.alias(twin, answer.physical_key)
-            await self._close(twin)
-        await self._close(answer.key)
+            await self._settled(twin)
+        await self._settled(answer.key)
+
+    async def close(self) -> None:
+        """Give back what was claimed and not answered, so that nobody waits for it. To be called once, at the end."""
+        if self._filling is not None:
+            await asyncio.gather(self._filling, return_exceptions=True)
+        while self._open:
+            _, claim = self._open.popitem()
+            # A claim that cannot be marked ends with this process.
+            with contextlib.suppress(StoreError):
+                await self._finish(claim.claim)
 
     @property
     def outstanding(self) -> int:
         """Requests that were yielded and are not durable yet."""
         return len(self._asking)
 
-    async def _released(self, sequence: int) -> bool:
-        """Wait until the claim is settled or its holder is gone; False if the worker drains first."""
-        wait: asyncio.Task[bool] = asyncio.create_task(self._ledger.wait(sequence))
-        stop: asyncio.Task[bool] = asyncio.create_task(_set(self.draining))
-        done, pending = await asyncio.wait({wait, stop}, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        if wait in done:
-            wait.result()
-        return wait in done
+    @property
+    def deferred(self) -> int:
+        """Requests of ours that others have claimed."""
+        return sum(map(len, self._deferred.values()))
+
+    # --- towards the next requests ---
+
+    async def _filled(self) -> bool:
+        """Do one step; False when there is none left.
+
+        An engine that breaks cancels whoever waits here. The step goes on, and is finished by the next `take()`:
+        a claim must not be lost between the ledger and us.
+        """
+        if self._filling is None:
+            self._filling = asyncio.create_task(self._fill())
+        filling = self._filling
+        try:
+            return await asyncio.shield(filling)
+        finally:
+            if filling.done():
+                self._filling = None
+
+    async def _fill(self) -> bool:
+        if self._claimed:
+            batch = self._claimed[:RESOLVE_BATCH]
+            await self._resolve(batch)
+            del self._claimed[: len(batch)]
+        elif self._shards:
+            await self._claim(await asyncio.to_thread(self._shard_keys, self._shards[0]))
+            self._shards.popleft()
+        elif self._released:
+            keys = [k for k in dict.fromkeys(self._released) if k not in self._claim_of]
+            await self._claim(await asyncio.to_thread(self._still_owed, keys))
+            self._released.clear()
+        else:
+            return False
+        return True
 
     def _shard_keys(self, shard: Shard) -> list[str]:
         """The shard's owed keys in order, each once."""
-        keys: dict[str, None] = {}
-        for fingerprint, ordinal in shard.items:
-            key = self._keys(fingerprint)[ordinal]
-            if key not in self._claim_of:
-                keys[key] = None
-        return self._still_owed(list(keys))
+        keys = dict.fromkeys(self._keys(fingerprint)[ordinal] for fingerprint, ordinal in shard.items)
+        return self._still_owed([k for k in keys if k not in self._claim_of])
 
     def _still_owed(self, keys: list[str]) -> list[str]:
-        if self._retry_failed:
-            return [k for k in keys if not self._answers.answered(k)]
-        return list(self._answers.owed(keys))
+        if not self._retry_failed:
+            return self._answers.owed(keys)
+        keys = [k for k in keys if not self._answers.answered(k)]
+        found = self._answers.read(keys)
+        # What another worker has asked again meanwhile, in vain, is not asked a third time.
+        return [k for k in keys if not (isinstance(f := found.get(k), Failure) and f.created >= self._started)]
 
     def _keys(self, fingerprint: str) -> list[str]:
         if fingerprint not in self._ordinals:
@@ -160,54 +204,62 @@ class Feed:
             self._ordinals[fingerprint] = [i.key for i in instances]
         return self._ordinals[fingerprint]
 
-    async def _claimed(self, keys: list[str]) -> AsyncIterator[PhysicalRequest]:
+    async def _claim(self, keys: list[str]) -> None:
         if not keys:
             return
         async with self._ledger_turn:
             claim = await self._ledger.claim(keys, answers=None if self._retry_failed else self._answers)
         for sequence, held in claim.deferred.items():
             self._deferred.setdefault(sequence, set()).update(held)
-        granted = set(claim.granted)
+        granted = list(claim.granted)
         if self._retry_failed:
             await asyncio.to_thread(self._answers.refresh)
-            granted = {k for k in granted if not self._answers.answered(k)}
-        mine = [k for k in keys if k in granted]
-        if claim.seq is None or not mine:
+            granted = await asyncio.to_thread(self._still_owed, granted)
+        if claim.seq is None or not granted:
             await self._finish(claim)
             return
-        self._open[claim.seq] = OpenClaim(claim, set(mine))
-        self._claim_of.update(dict.fromkeys(mine, claim.seq))
-        for batch in _batches(mine, RESOLVE_BATCH):
-            if self.draining.is_set():
-                return
-            async for request in self._resolved(batch):
-                yield request
+        self._open[claim.seq] = OpenClaim(claim, set(granted))
+        self._claim_of.update(dict.fromkeys(granted, claim.seq))
+        mine = set(granted)
+        self._claimed += [k for k in keys if k in mine]
 
-    async def _resolved(self, keys: Sequence[str]) -> AsyncIterator[PhysicalRequest]:
-        requests = [self._requests[k] for k in keys]
-        for resolved in await self._engine.resolve(requests):
+    async def _resolve(self, keys: Sequence[str]) -> None:
+        for resolved in await self._engine.resolve([self._requests[k] for k in keys]):
             if isinstance(resolved, Failure):
                 await self._keep.failure(resolved)
-                await self._close(resolved.key)
+                await self._settled(resolved.key)
             elif self._is_answered(resolved.physical_key):
                 await self._keep.alias(resolved.key, resolved.physical_key)
-                await self._close(resolved.key)
+                await self._settled(resolved.key)
             elif resolved.physical_key in self._first:
                 self._twins.setdefault(self._first[resolved.physical_key], []).append(resolved.key)
             else:
                 self._first[resolved.physical_key] = resolved.key
-                self._asking[resolved.key] = resolved
-                yield resolved
+                self._ready.append(resolved)
 
     def _is_answered(self, physical_key: str) -> bool:
         return _short(physical_key) in self._answered or self._answers.has_physical(physical_key)
 
-    async def _close(self, key: str) -> None:
+    # --- claims ---
+
+    async def _ended(self) -> list[int]:
+        """Which claims of others, of those that we wait for, have ended; waits for one. None if the worker drains."""
+        pause = POLL_FIRST_S
+        while self._deferred and not self.draining.is_set():
+            async with self._ledger_turn:
+                ended = [s for s in sorted(self._deferred) if await self._ledger.wait(s, timeout_s=0)]
+            if ended:
+                return ended
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.draining.wait(), pause)
+            pause = min(pause * 1.5, POLL_LAST_S)
+        return []
+
+    async def _settled(self, key: str) -> None:
+        """One key of a claim needs nothing more; the last one ends the claim."""
         sequence = self._claim_of.get(key)
-        if sequence is None:
-            return
-        claim = self._open.get(sequence)
-        if claim is None:
+        claim = self._open.get(sequence) if sequence is not None else None
+        if sequence is None or claim is None:
             return
         claim.unsettled.discard(key)
         if not claim.unsettled:
@@ -219,14 +271,5 @@ class Feed:
             await self._ledger.finish(claim)
 
 
-async def _set(event: asyncio.Event) -> bool:
-    return await event.wait()
-
-
 def _short(key: str) -> bytes:
     return bytes.fromhex(key)[:16]
-
-
-def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]

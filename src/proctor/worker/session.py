@@ -92,8 +92,11 @@ class Session:
                 task.cancel()
             await asyncio.gather(asking, watching, return_exceptions=True)
             await self._flush()
+            await self._feed.close()
             if not self._broken.done():
                 self._broken.cancel()
+            elif not self._broken.cancelled():
+                self._broken.exception()  # seen: what ended the session first is what is raised
 
     async def alias(self, key: str, physical_key: str) -> None:
         """Record an owed request whose physical request is answered already."""
@@ -121,14 +124,16 @@ class Session:
             except ProbeError:
                 raise  # no restart makes a server that answers wrongly answer rightly
             except ServerError:
+                await self._flush()  # an answer counts as progress once it is durable
                 breaks = 1 if self.outcome.answered > before else breaks + 1
                 if self._server is None or breaks >= ENGINE_BREAKS or self.outcome.drained:
                     raise
-                await self._flush()
                 await self._server.ensure()
 
     async def _wait_for_others(self, feed: Feed) -> bool:
-        self._events.phase("waiting")
+        if not feed.deferred:
+            return False
+        self._events.phase("waiting", f"{feed.deferred} requests are being asked by others")
         try:
             return await feed.more()
         finally:
