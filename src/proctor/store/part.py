@@ -24,6 +24,18 @@ ROW_GROUP: Final = 8192
 _META: Final = b"proctor"
 _HINT: Final = "restore it from a backup, or move it out of the store: its answers are then asked again"
 _INDEX: Final = ["key", "physical", "resolution", "at", "kind", "crc", "size"]
+_SCHEMA: Final[Any] = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("physical", pa.binary(16)),
+        ("resolution", pa.uint64()),
+        ("at", pa.int64()),
+        ("kind", pa.uint8()),
+        ("crc", pa.uint32()),
+        ("size", pa.int32()),
+        ("row", pa.large_binary()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,44 +51,37 @@ class PartHead:
 def schema(replaces: Sequence[str], engines: Iterable[EngineInfo]) -> Any:
     """The arrow schema of a part, with its head."""
     meta = {"replaces": list(replaces), "engines": [rows.engine_row(e) for e in engines]}
-    return pa.schema(
-        [
-            ("key", pa.binary(16)),
-            ("physical", pa.binary(16)),
-            ("resolution", pa.uint64()),
-            ("at", pa.int64()),
-            ("kind", pa.uint8()),
-            ("crc", pa.uint32()),
-            ("size", pa.int32()),
-            ("row", pa.large_binary()),
-        ],
-        metadata={_META: json.dumps(meta).encode()},
-    )
+    return _SCHEMA.with_metadata({_META: json.dumps(meta).encode()})
 
 
 def read_head(path: Path) -> PartHead:
     """The head of the part at `path`. Raises OSError if it cannot be opened, StoreError if it is damaged."""
     with opened(path, _HINT) as file:
-        return _head(file)
+        return checked(path, _HINT, lambda: _head(file))
 
 
 def read_index(path: Path) -> tuple[PartHead, Block]:
     """Head and index columns. Raises as `read_head`."""
     with opened(path, _HINT) as file:
-        head = _head(file)
-        table = checked(path, _HINT, lambda: file.read(columns=_INDEX, use_threads=False))
+        head = checked(path, _HINT, lambda: _head(file))
+        return head, checked(path, _HINT, lambda: _index(file, head.rows))
+
+
+def _index(file: Any, count: int) -> Block:
+    table = file.read(columns=_INDEX, use_threads=False)
+    if table.num_rows != count:
+        raise ValueError(f"it holds {table.num_rows} rows, not {count}")
     column = {name: table.column(name).combine_chunks() for name in _INDEX}
-    block = Block(
+    return Block(
         key=_fixed(column["key"]),
         physical=_fixed(column["physical"]),
         resolution=column["resolution"].to_numpy(),
         at=column["at"].to_numpy(),
         kind=column["kind"].to_numpy(),
         crc=column["crc"].to_numpy(),
-        where=np.arange(head.rows, dtype=np.int64),
+        where=np.arange(count, dtype=np.int64),
         size=column["size"].to_numpy(),
     )
-    return head, block
 
 
 def read_rows(path: Path, numbers: NDArray[np.int64]) -> Iterator[tuple[int, bytes | None]]:
@@ -87,12 +92,12 @@ def read_rows(path: Path, numbers: NDArray[np.int64]) -> Iterator[tuple[int, byt
             wanted = numbers[groups == group]
             try:
                 column = file.read_row_group(group, columns=["row"], use_threads=False).column("row")
+                taken = column.take(pa.array(wanted - group * ROW_GROUP)).to_pylist()
             except (pa.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 yield from ((number, None) for number in wanted.tolist())
                 continue
-            taken = column.take(pa.array(wanted - group * ROW_GROUP)).to_pylist()
             yield from zip(wanted.tolist(), taken, strict=True)
 
 
@@ -110,6 +115,9 @@ def verify(path: Path, expected: NDArray[np.uint32]) -> bool:
 
 
 def _head(file: Any) -> PartHead:
+    # Parquet protects its pages with checksums, but not what says how to read them.
+    if not file.schema_arrow.equals(_SCHEMA):
+        raise ValueError("its columns are not those of a part")
     stored: dict[bytes, bytes] = file.schema_arrow.metadata or {}
     meta = json.loads(stored.get(_META, b"{}"))
     return PartHead(
