@@ -115,7 +115,7 @@ class Lab:
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, timeout: float = 120, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = 400, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end."""
         done = subprocess.run(
             self.command(*arguments),
@@ -196,7 +196,7 @@ def kill_tree(pid: int) -> None:
             continue
 
 
-def wait_for(condition: Any, timeout_s: float = 60.0) -> None:
+def wait_for(condition: Any, timeout_s: float = 300.0) -> None:
     """Poll until `condition()` holds."""
     end = time.monotonic() + timeout_s
     while not condition():
