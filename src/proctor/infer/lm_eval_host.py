@@ -70,9 +70,22 @@ def load(orders: Mapping[str, Any]) -> Any:
         importlib.import_module("torch").manual_seed(torch_seed)
     kind = registry.get_model(orders["model"])
     arguments = complete(kind, orders)
-    common = {"batch_size": orders["batch_size"], "max_batch_size": None, "device": orders["device"]}
+    device = orders["device"] or default_device()
+    common = {"batch_size": orders["batch_size"], "max_batch_size": None, "device": device}
     print(f"loading {kind.__module__}.{kind.__qualname__} with {arguments} {common}", flush=True)  # noqa: T201
     return kind.create_from_arg_obj(arguments, common)
+
+
+def default_device() -> str | None:
+    """What lm-eval's command line gives a class when --device is not given; None if it says nothing.
+
+    `hf` takes it where it is a device of this machine and falls back to what there is; its own default, `cuda`,
+    it would take as an order.
+    """
+    with contextlib.suppress(ModuleNotFoundError):
+        config = importlib.import_module("lm_eval.config.evaluate_config").EvaluatorConfig
+        return config.__dataclass_fields__["device"].default
+    return None
 
 
 def _class_names() -> list[str]:
