@@ -78,6 +78,14 @@ def test_the_same_run_twice_at_the_same_time(lab: Lab) -> None:
     assert times(lab, SHARED) == {}
 
 
+def test_one_configuration_started_twice(lab: Lab) -> None:
+    """Both write the same run directory; the answers are none the worse for it."""
+    config = lab.write_run(tasks=[lab.write_task("words", SHARED)])
+    for process in [lab.start("run", str(config)) for _ in range(2)]:
+        finish(process)
+    assert times(lab, SHARED) == {}
+
+
 def test_two_tasks_of_one_run(lab: Lab) -> None:
     tasks = [lab.write_task("left", SHARED + LEFT), lab.write_task("right", RIGHT + SHARED)]
     config = lab.write_run(tasks=tasks, launch={"workers": 2})
