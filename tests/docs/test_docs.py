@@ -19,7 +19,7 @@ import click
 import pytest
 import yaml
 
-from proctor.cli import main
+from proctor.cli import cli
 from proctor.config.schema import json_schema
 from proctor.config.spec import RunSpec
 
@@ -98,8 +98,7 @@ def run(argv: list[str], directory: Path) -> None:
 
 @each
 def test_every_command_has_its_verbs_and_options(document: Path) -> None:
-    group = main
-    assert isinstance(group, click.Group)
+    group: click.Group = cli
     context = click.Context(group)
     for fence in fences(document):
         assert fence.needs <= KNOWN_NEEDS
@@ -164,6 +163,18 @@ def test_documented_defaults_are_the_schema_s() -> None:
                 assert shown in ("required", "-", "`{type: openai}`", "`{type: local}`"), f"{name}.{key}: {shown}"
             if shown == "required":
                 assert field.get("default") is None
+
+
+# --- messages ---
+
+
+def test_quoted_messages_are_the_program_s() -> None:
+    source = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "src").rglob("*.py"))
+    rows = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("|---|---|---|\n")[1].splitlines()
+    quoted = [q for row in rows if row.startswith("|") for q in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert quoted
+    for part in (part for q in quoted for part in q.split(" ... ")):
+        assert part in source, f"no message says {part!r}"
 
 
 # --- links ---
