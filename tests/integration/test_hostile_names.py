@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from proctor.cli import run as command_line
 from proctor.testing import write_byte_tokenizer
 
 from .conftest import Lab, write_model
@@ -92,7 +93,7 @@ def printable(text: str) -> bool:
     return all(line.isprintable() for line in text.splitlines())
 
 
-def test_many_models_of_one_run(lab: Lab) -> None:
+def test_many_models_of_one_run(lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Every hostile name as model, display name and directory, in one run with a hostile name and store."""
     work = lab.root / "work dir $(touch pwned)"
     work.mkdir()
@@ -112,24 +113,30 @@ def test_many_models_of_one_run(lab: Lab) -> None:
     config = work / "run 'it' $(touch pwned).yaml"
     config.write_text(yaml.safe_dump(run, allow_unicode=True, sort_keys=False))
 
-    planned = json.loads(run_here(lab, work, "plan", config.name, "--json").stdout)
+    monkeypatch.chdir(work)
+
+    def said(*arguments: str) -> str:
+        assert command_line(list(arguments)) == 0
+        return capfd.readouterr().out
+
+    planned = json.loads(said("plan", config.name, "--json"))
     assert [m["model"] for m in planned["models"]] == NAMES
     done = run_here(lab, work, "run", config.name)
     assert printable(done.stdout) and printable(done.stderr)
     # A table has one line for each row whatever the names hold; the weights do not matter to the fake server.
-    rows = json.loads(run_here(lab, work, "score", config.name, "--json").stdout)["rows"]
+    rows = json.loads(said("score", config.name, "--json"))["rows"]
     assert [(r["model"], r["task"], r["metric"], r["n"]) for r in rows] == [
         (f"shown {n}", NAMES[1], "contains", len(WORDS)) for n in NAMES
     ]
     for group in (served, [n for n in NAMES if n not in served]):
         assert len({r["value"] for r in rows if r["model"].removeprefix("shown ") in group}) == 1
     assert sum(lab.asked().values()) == len(served) * len(WORDS)
-    status = json.loads(run_here(lab, work, "status", config.name, "--json").stdout)
+    status = json.loads(said("status", config.name, "--json"))
     assert [(t["model"], t["answered"]) for t in status["tasks"]] == [(f"shown {n}", len(WORDS)) for n in NAMES]
     for verb in ("status", "plan", "score", "validate"):
-        shown = run_here(lab, work, verb, config.name).stdout
+        shown = said(verb, config.name)
         assert printable(shown), shown
-    listed = run_here(lab, work, "models", config.name).stdout
+    listed = said("models", config.name)
     assert printable(listed) and len(listed.splitlines()) == len(NAMES) + 3
     again = run_here(lab, work, "run", config.name)
     assert "0 requests to ask" in again.stderr
