@@ -36,7 +36,8 @@ def record(store: Store, number: int, documents: int) -> Recording:
     """A recording of `documents` generations."""
     instances: list[Instance] = []
     for n in range(documents):
-        request = Request(kind=Kind.GENERATE, text=f"task {number} document {n} {TEXT}", arguments='{"max_gen_toks":64}')
+        text = f"task {number} document {n} {TEXT}"
+        request = Request(kind=Kind.GENERATE, text=text, arguments='{"max_gen_toks":64}')
         instances.append(Instance(request=request, key=request.key, doc_id=n, index=0))
     fingerprint = f"{number:064x}"
     recording = Recording(
