@@ -201,6 +201,7 @@ def test_words_for_what_failed_for_good(room: Room) -> None:
     assert "1 requests failed for good" in owed_words(found)
 
 
+@pytest.mark.slow
 def test_a_whole_run_in_this_process(room: Room) -> None:
     config = room.run([{"native": room.task("t", WORDS)}])
     found = asyncio.run(api.run(config))
