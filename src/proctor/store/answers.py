@@ -148,13 +148,17 @@ class Answers:
 
     @property
     def damage(self) -> list[Damage]:
-        """What could not be understood, by file and offset."""
+        """What could not be understood, by file and offset; rows that an earlier reader struck have 0 bytes."""
         found = [
             Damage(file=source.name, offset=offset, bytes=size)
             for source in list(self._sources.values())
             for offset, size in source.damage
         ]
-        return sorted(found + self._read_damage, key=lambda d: (d.file, d.offset))
+        found += self._read_damage
+        known = {(d.file, d.offset) for d in found}
+        struck_before = {entry for entries in list(self._struck.values()) for entry in entries} - known
+        found += [Damage(file=f, offset=n, bytes=0) for f, n in struck_before if f in self._sources]
+        return sorted(found, key=lambda d: (d.file, d.offset))
 
     @property
     def duplicates(self) -> int:

@@ -49,7 +49,7 @@ class Damage:
     offset: int
     """In bytes; in a part, the row's number."""
     bytes: int
-    """How many; in a part, the row's stored size."""
+    """How many; in a part, the row's stored size (0: not known)."""
 
 
 def check_key(key: str) -> str:
