@@ -63,7 +63,7 @@ async def main(path, weights, seed, rounds, finish):
             print(json.dumps(["finished", claim.seq, time.monotonic(), []]), flush=True)
             await ledger.finish(claim)
         if draw.random() < 0.1:
-            await ledger.sweep(keep_s=2)
+            await ledger.sweep(keep_s=30)
     print(json.dumps(["end", None, 0, []]), flush=True)
     sys.stdin.read()
 
