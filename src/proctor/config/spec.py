@@ -357,7 +357,7 @@ class LmEvalModelEngine(Strict):
     batch_size: Annotated[int | str, BeforeValidator(_batch_size)] = 1
     device: str | None = None
     slice_size: Whole = Field(default=256, ge=1)
-    """Requests handed over, and journaled, at a time."""
+    """Requests handed over, and journaled, at a time: at most so many, fewer where they take long."""
     python: str | None = None
     gpus: Whole = Field(default=0, ge=0)
 

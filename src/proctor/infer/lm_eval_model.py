@@ -2,6 +2,12 @@
 
 The class renders, tokenises and fits to its window by itself, with its own habits; what it answers is what
 lm-eval's own run with this class gets. Each slice's answers are yielded, and so journaled, as soon as it is done.
+
+Slices find their size by the clock, and cannot be seen in the answers at batch size 1. A class with larger batches
+sorts what it is given by length and pads each batch to its longest: then the slice decides who shares a batch, and
+the last digits of a log-likelihood may differ from those of a run that is handed everything at once, as they do
+between two batch sizes. Slices are therefore whole batches; for `auto`, which looks for its batch size anew in
+every call, they are as large as they may be.
 """
 
 from __future__ import annotations
@@ -46,6 +52,9 @@ SEEDS: Final = (0, 1234, 1234)
 """random, numpy, torch: what lm-eval's entry point sets before it builds the model."""
 VERSION: Final = 1
 """Raised when this module asks the classes differently."""
+SLICE_S: Final = 10.0
+"""What a slice should take: so much work at most is lost with a process that dies."""
+_FIRST_SLICE: Final = 8
 _LINGER_S: Final = 0.1
 """How long a slice that is not full waits for more."""
 _STALLED_S: Final = 600.0
@@ -169,11 +178,14 @@ class LmEvalModelEngine:
         """Ask slice by slice; the next one is collected meanwhile."""
         if self._host is None:
             raise RuntimeError("the engine is not entered")
-        async with _Feed(requests, self._spec.slice_size) as feed:
-            while taken := await feed.take():
+        pace = Pace(self._spec.batch_size, self._spec.slice_size)
+        async with _Feed(requests, pace.largest) as feed:
+            while taken := await feed.take(pace.size):
+                started = time.monotonic()
                 for part in _by_kind(taken):
                     async for answer in self._ask(self._host, part):
                         yield answer
+                pace.took(len(taken), time.monotonic() - started)
 
     async def _ask(self, host: _Host, part: Sequence[PhysicalRequest]) -> AsyncGenerator[Answer]:
         """Answer requests of one kind. A part that raises is halved until the requests that raise stand alone."""
@@ -375,13 +387,35 @@ def _refusal(spec: LmEvalSpec, reply: Mapping[str, Any]) -> UsageError | None:
     return UnknownName.among("lm-eval model class", spec.model, names) if names and spec.model not in names else None
 
 
+class Pace:
+    """How many requests the next slice has: doubled while slices take less than half of SLICE_S, halved after one
+    that took more than twice that; a multiple of the batch size where `largest` allows one."""
+
+    def __init__(self, batch_size: int | str, largest: int) -> None:
+        if isinstance(batch_size, str):
+            self.largest = self.size = self._smallest = largest
+            return
+        self.largest = largest // batch_size * batch_size or largest
+        self._smallest = self.size = min(-(-_FIRST_SLICE // batch_size) * batch_size, self.largest)
+
+    def took(self, requests: int, seconds: float) -> None:
+        """Learn from a slice. One that was not full says nothing about a larger one, unless it was slow."""
+        if seconds > 2 * SLICE_S:
+            self.size = max(self._halved(), self._smallest)
+        elif seconds < SLICE_S / 2 and requests >= self.size:
+            self.size = min(self.size * 2, self.largest)
+
+    def _halved(self) -> int:
+        # In whole first slices, which are whole batches.
+        return self.size // 2 // self._smallest * self._smallest
+
+
 class _Feed:
     """Collects requests ahead of the host: at most one slice waits while another is computed."""
 
-    def __init__(self, requests: AsyncIterable[PhysicalRequest], size: int) -> None:
+    def __init__(self, requests: AsyncIterable[PhysicalRequest], ahead: int) -> None:
         self._requests = requests
-        self._size = size
-        self._room = asyncio.Semaphore(size)
+        self._room = asyncio.Semaphore(ahead)
         self._queue: asyncio.Queue[PhysicalRequest | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -404,11 +438,14 @@ class _Feed:
         finally:
             self._queue.put_nowait(None)
 
-    async def take(self) -> list[PhysicalRequest]:
-        """A slice: what is there, and what comes while lingering. Empty at the end; raises what the source raised."""
+    async def take(self, size: int) -> list[PhysicalRequest]:
+        """A slice of at most `size`: what is there, and what comes while lingering.
+
+        Empty at the end; raises what the source raised.
+        """
         taken: list[PhysicalRequest] = []
         with suppress(TimeoutError):
-            while len(taken) < self._size:
+            while len(taken) < size:
                 async with asyncio.timeout(_LINGER_S if taken else None):
                     item = await self._queue.get()
                 if item is None:

@@ -17,7 +17,7 @@ import pytest
 from proctor.config.spec import LmEvalModelEngine as Spec
 from proctor.errors import MissingTool, ServerError, UnknownName
 from proctor.infer.engine import PhysicalRequest
-from proctor.infer.lm_eval_model import LmEvalModelEngine, resolution_digest
+from proctor.infer.lm_eval_model import LmEvalModelEngine, Pace, resolution_digest
 from proctor.records import Answer, Boundary, Failure, Kind, Message, Request, Response
 
 REGISTRY = """
@@ -344,3 +344,30 @@ def test_resolution_digest_covers_tokenizer_template_and_generation_defaults() -
         resolution_digest(spec, tokenizer="t", template="c", generation_config={"repetition_penalty": 1.2}),
     }
     assert len(seen) == 4
+
+
+def test_slices_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> None:
+    pace = Pace(1, 100)
+    sizes = []
+    for seconds in (0.1, 0.1, 4.9, 0.1, 0.1, 6.0, 19.0, 25.0, 0.1):
+        sizes.append(pace.size)
+        pace.took(pace.size, seconds)
+    assert sizes == [8, 16, 32, 64, 100, 100, 100, 100, 48]
+    assert pace.size == 96
+    pace.took(3, 0.1)
+    assert pace.size == 96, "a slice that was not full says nothing about larger ones"
+    for _ in range(9):
+        pace.took(1, 1000.0)
+    assert pace.size == 8
+
+
+def test_slices_are_whole_batches() -> None:
+    pace = Pace(12, 256)
+    sizes = []
+    for seconds in (1.0, 1.0, 1.0, 1.0, 1.0, 99.0, 99.0):
+        sizes.append(pace.size)
+        pace.took(pace.size, seconds)
+    assert sizes == [12, 24, 48, 96, 192, 252, 120]
+    assert Pace(32, 100).size == 32 and Pace(32, 100).largest == 96
+    assert Pace(64, 10).size == 10
+    assert Pace("auto", 300).size == 300
