@@ -84,7 +84,8 @@ class Commands:
     ) -> Metrics:
         """What `python -m lm_eval` writes as its results, at full precision."""
         argv = [self.python, "-m", "lm_eval", *(flags if "--model" in flags else ("--model", "hf", *flags))]
-        argv += ["--model_args", json.dumps(dict(model_args)), "--include_path", str(self.tasks)]
+        argv += ["--include_path", str(self.tasks)]
+        argv += ["--model_args", json.dumps(dict(model_args))] if model_args else []
         self.run([*argv, "--tasks", ",".join(tasks), "--output_path", str(out)], timeout=timeout, **more)
         (written,) = out.rglob("results_*.json")
         return lm_eval_metrics(json.loads(written.read_text(encoding="utf-8")))
@@ -132,6 +133,11 @@ class Parity:
         keys = [(row["task"], row["metric"], row["filter"]) for row in rows]
         assert len(keys) == len(set(keys))
         return {key: (row["value"], row["stderr"]) for key, row in zip(keys, rows, strict=True)}
+
+    @staticmethod
+    def of_lm_eval(results: Mapping[str, Any]) -> Metrics:
+        """The metrics of lm-eval's results."""
+        return lm_eval_metrics(results)
 
     @staticmethod
     def check(ours: Metrics, theirs: Metrics, *, exact: bool) -> None:

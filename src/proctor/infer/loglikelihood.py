@@ -4,6 +4,8 @@
   each passage, or one list of prompts for several.
 - **forced**: llama.cpp's `/completion` is asked for one token at a time, with a logit bias that forces the token to
   score; the log-probability it reports is the one before the bias. The server's prefix cache makes a step cheap.
+  A token that ends inside a UTF-8 character comes back without log-probabilities: the server holds such text back
+  until it is complete. It is looked up among the alternatives to another token.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from proctor.records import Boundary
 
 FORCING_BIAS: Final = 10_000.0
 """Added to one token's logit: far above any difference between logits."""
+_ALTERNATIVES: Final = (1024, 10_000_000)
+"""How many to ask for when a token is looked up: those that are likely, then, megabytes long, the whole vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,23 +116,56 @@ async def force(
     client: Client, prompt: Sequence[int], token: int, *, extra: dict[str, Any]
 ) -> tuple[float, int, float] | Broken:
     """(log-probability of `token` after `prompt`, the most probable token, seconds), from llama.cpp's own route."""
-    body = {
-        "prompt": prompt,
-        "n_predict": 1,
-        "n_probs": 1,
-        "temperature": 0.0,
-        "logit_bias": [[token, FORCING_BIAS]],
-        "cache_prompt": True,
-        "stream": False,
-    }
-    reply = await client.post("/completion", body | extra, named=False)
+    reply = await _step(client, prompt, token, 1, extra)
     if isinstance(reply, Broken):
         return reply
+    if "completion_probabilities" not in reply.value:
+        return await _look_up(client, prompt, token, extra)
     try:
         step = reply.value["completion_probabilities"][0]
         if int(step["id"]) != token:
             raise ValueError(f"token {step['id']} came back where {token} was forced")
         return float(step["logprob"]), int(step["top_logprobs"][0]["id"]), reply.latency_s
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _unreadable(error, reply)
+
+
+async def _step(
+    client: Client, prompt: Sequence[int], token: int, alternatives: int, extra: dict[str, Any]
+) -> Reply | Broken:
+    """Ask for one token, which is to be `token`."""
+    body = {
+        "prompt": prompt,
+        "n_predict": 1,
+        "n_probs": alternatives,
+        "temperature": 0.0,
+        "logit_bias": [[token, FORCING_BIAS]],
+        "cache_prompt": True,
+        "stream": False,
+    }
+    return await client.post("/completion", body | extra, named=False)
+
+
+async def _look_up(
+    client: Client, prompt: Sequence[int], token: int, extra: dict[str, Any]
+) -> tuple[float, int, float] | Broken:
+    """As `force`, by asking for the letter `a` and reading `token` among the alternatives, which no bias touches."""
+    letter = await client.post("/tokenize", {"content": "a"}, named=False)
+    if isinstance(letter, Broken):
+        return letter
+    reply, latency = letter, letter.latency_s
+    try:
+        (other,) = cast("list[int]", letter.value["tokens"])
+        for alternatives in _ALTERNATIVES:
+            step = await _step(client, prompt, other, alternatives, extra)
+            if isinstance(step, Broken):
+                return step
+            reply, latency = step, latency + step.latency_s
+            tops = cast("list[dict[str, Any]]", step.value["completion_probabilities"][0]["top_logprobs"])
+            found = next((float(top["logprob"]) for top in tops if int(top["id"]) == token), None)
+            if found is not None:
+                return found, int(tops[0]["id"]), latency
+        raise ValueError(f"token {token} is not among all alternatives")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         return _unreadable(error, reply)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from proctor.infer.fake_model import END, FakeModel, decode, encode
 from proctor.testing.options import ServerOptions
@@ -18,6 +18,10 @@ _NEUTRAL = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+
+
+_BEGINS_CHARACTER: Final = range(0xC2, 0xF5)
+"""Bytes that begin a UTF-8 character of several bytes."""
 
 
 class Refused(ValueError):
@@ -100,16 +104,21 @@ class Answerer:
         best, top = self._model.best(state)
         token = int(bias[0][0]) if bias else best
         others = [(best, top)]
-        if int(body.get("n_probs") or 0) > 1:
-            second = (best + 1) % 256
-            others.append((second, self._model.logprob(state, second)))
+        wanted = int(body.get("n_probs") or 0)
+        if wanted > 1:
+            rest = ((other, self._model.logprob(state, other)) for other in range(256) if other != best)
+            others += sorted(rest, key=lambda one: -one[1])[: wanted - 1]
         step = {
             "id": token,
             "token": string(token),
             "logprob": self._model.logprob(state, token),
             "top_logprobs": [{"id": t, "token": string(t), "logprob": value} for t, value in others],
         }
-        return Answer({"content": string(token), "tokens_predicted": 1, "completion_probabilities": [step]}, 1)
+        said: dict[str, Any] = {"content": string(token), "tokens_predicted": 1}
+        if token not in _BEGINS_CHARACTER:
+            # As the real one does: a text that ends inside a character is held back, with its probabilities.
+            said["completion_probabilities"] = [step]
+        return Answer(said, 1)
 
     def _native_text(self, body: Mapping[str, Any], ids: list[int]) -> Answer:
         max_tokens = int(body.get("n_predict", 16))
