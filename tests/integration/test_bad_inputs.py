@@ -249,14 +249,21 @@ def port_taken(bench: Bench) -> list[str]:
 
 
 def worker_job(bench: Bench) -> list[str]:
-    job = bench.file("runs/run/jobs/torn.json", '{"run": "run", "mod')
-    return ["-m", "proctor.worker", str(bench.root / "runs" / "run"), job, "0"]
+    (assignment,) = (bench.root / "runs/run/assignments").glob("*.json")
+    (job,) = (bench.root / "runs/run/jobs").glob("*.json")
+    job.write_text('{"run": "run", "mod')
+    return ["-m", "proctor.worker", str(bench.root / "runs" / "run"), str(assignment), "0"]
+
+
+def worker_assignment(bench: Bench) -> list[str]:
+    torn = bench.file("runs/run/assignments/torn.json", '{"shape": "run", "jo')
+    return ["-m", "proctor.worker", str(bench.root / "runs" / "run"), torn, "0"]
 
 
 def worker_plan(bench: Bench) -> list[str]:
     (bench.root / "runs/run/plan.parquet").write_bytes(b"PAR1 garbage")
-    (job,) = (bench.root / "runs/run/jobs").glob("*.json")
-    return ["-m", "proctor.worker", str(bench.root / "runs" / "run"), str(job), "0"]
+    (assignment,) = (bench.root / "runs/run/assignments").glob("*.json")
+    return ["-m", "proctor.worker", str(bench.root / "runs" / "run"), str(assignment), "0"]
 
 
 def torn_suites(bench: Bench) -> list[str]:
@@ -525,7 +532,8 @@ CASES = [
     Case("damaged recording", damaged_recording, ("requests",), code=1, own=True),
     Case("damaged suite", damaged_suite, ("suites",), code=1, own=True),
     Case("torn suites.json", torn_suites, ("suites.json", "proctor prepare"), code=1, own=True),
-    Case("torn job", worker_job, ("torn.json", "proctor run"), code=1, real=True, own=True),
+    Case("torn job", worker_job, ("jobs/", "proctor run"), code=1, real=True, own=True),
+    Case("torn assignment", worker_assignment, ("torn.json", "submitted it"), code=1, real=True, own=True),
     Case("torn plan", worker_plan, ("plan.parquet", "proctor run"), code=1, real=True, own=True),
     Case("read-only store", read_only, ("read-only",), code=1, real=True),
 ]

@@ -17,12 +17,15 @@ from proctor.api.progress import Progress, Silent, WorkerEvents
 from proctor.api.recording import Recorded, record
 from proctor.api.scoring import Scores, score_run
 from proctor.api.targets import Target, resolve_targets
-from proctor.errors import LaunchError, ProctorError, StoreError
+from proctor.config.engines import Launch
+from proctor.config.spec import LocalLaunch
+from proctor.errors import ConfigError, LaunchError, ProctorError, StoreError
 from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState, JobStatus
 from proctor.launch.local import LocalLauncher
 from proctor.plan import ModelPlan, Plan
 from proctor.store import Owner, Store
+from proctor.worker.assignment import Assignment
 from proctor.worker.job import Job
 
 COMPACT_SEGMENTS = 16
@@ -106,7 +109,7 @@ async def _ask(
     jobs = [job for target, model in owing for job in _jobs(context, target, model, retry_failed=retry_failed)]
     events = WorkerEvents(context.directory.events)
     events.skip()
-    async with await LocalLauncher.open(context.spec.launch) as launcher:
+    async with await LocalLauncher.open(_here(context.spec.launch)) as launcher:
         async with _draining(launcher) as drain:
             await launcher.submit(jobs)
             states = await _watch(launcher, events, progress)
@@ -114,11 +117,24 @@ async def _ask(
     return drain.requested, tuple(_failures(states, jobs, events))
 
 
+def _here(launch: Launch) -> LocalLaunch:
+    if isinstance(launch, LocalLaunch):
+        return launch
+    raise ConfigError(
+        f"launch.type is {launch.type!r}: `run` starts workers on this machine only",
+        hint="`proctor submit` sends them to the cluster; or add --set launch='{type: local}'",
+    )
+
+
 def _jobs(context: RunContext, target: Target, model: ModelPlan, *, retry_failed: bool) -> list[LaunchJob]:
     directory = context.directory
     job: Job = target.job(context)
-    path = directory.jobs / f"{job.job_id}.json"
-    job.write(path)
+    file = f"{job.job_id}.json"
+    job.write(directory.jobs / file)
+    workers = min(target.workers, len(model.shards))
+    cost_s = sum(s.cost_s for s in model.shards)
+    path = directory.assignments / file
+    Assignment(shape=job.job_id, jobs=(file,), costs=(cost_s,), workers=workers).write(path)
     flags = ["--retry-failed"] if retry_failed else []
     return [
         LaunchJob(
@@ -127,7 +143,7 @@ def _jobs(context: RunContext, target: Target, model: ModelPlan, *, retry_failed
             log=directory.logs / f"{job.job_id}-{index}.log",
             gpus=job.gpus,
         )
-        for index in range(min(target.launch.workers, len(model.shards)))
+        for index in range(workers)
     ]
 
 

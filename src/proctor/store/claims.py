@@ -125,6 +125,11 @@ class Ledger:
         """
         return await asyncio.to_thread(self._sweep, keep_s)
 
+    async def unclaimed(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that no live claim holds now. Raises StoreError."""
+        holder = _holders(key_array(keys), await self.live())
+        return [keys[int(i)] for i in np.flatnonzero(holder < 0)]
+
     async def live(self) -> dict[int, Held]:
         """The claims that are neither finished nor void, by number. Raises StoreError."""
         return await asyncio.to_thread(self._live_now)

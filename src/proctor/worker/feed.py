@@ -103,13 +103,15 @@ class Feed:
             elif not await self._filled():
                 return
 
-    async def more(self) -> bool:
+    async def more(self, *, timeout_s: float | None = None) -> bool:
         """Wait until somebody else's claim on something that we owe ends; False if there is none, or we drain.
+
+        With `timeout_s` also False when that has passed: whoever holds the claim answers it, or leaves it owed.
 
         To be called between two runs of the engine: waiting inside one could hold back answers that the other
         side waits for.
         """
-        ended = await self._ended()
+        ended = await self._ended(timeout_s)
         for sequence in ended:
             self._released += sorted(self._deferred.pop(sequence))
         if ended:
@@ -242,13 +244,14 @@ class Feed:
 
     # --- claims ---
 
-    async def _ended(self) -> list[int]:
+    async def _ended(self, timeout_s: float | None) -> list[int]:
         """Which claims of others, of those that we wait for, have ended; waits for one. None if the worker drains."""
         pause = POLL_FIRST_S
+        end = None if timeout_s is None else time.monotonic() + timeout_s
         while self._deferred and not self.draining.is_set():
             async with self._ledger_turn:
                 ended = [s for s in sorted(self._deferred) if await self._ledger.wait(s, timeout_s=0)]
-            if ended:
+            if ended or (end is not None and time.monotonic() >= end):
                 return ended
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.draining.wait(), pause)

@@ -44,8 +44,18 @@ class RunDirectory:
         return self.root / "jobs"
 
     @property
+    def assignments(self) -> Path:
+        """Which jobs the workers of one shape take."""
+        return self.root / "assignments"
+
+    @property
     def events(self) -> Path:
         return self.root / "events"
+
+    @property
+    def attempts(self) -> Path:
+        """What each start of a worker on a cluster came to."""
+        return self.root / "attempts"
 
     @property
     def logs(self) -> Path:
@@ -58,7 +68,7 @@ class RunDirectory:
     def create(self) -> None:
         """Make the directories. Raises StoreError where that is not possible."""
         try:
-            for directory in (self.root, self.jobs, self.events, self.logs, self.report):
+            for directory in (self.root, self.jobs, self.assignments, self.events, self.logs, self.report):
                 directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(

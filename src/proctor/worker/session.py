@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,9 @@ from proctor.worker.feed import Feed
 LIVENESS_S = 1.0
 """Between two looks at the server's processes: a dead server is noticed long before a request times out."""
 
+RECENT = 256
+"""So many of the latest answers say how long one takes."""
+
 ENGINE_BREAKS = 3
 """How often an engine may be lost as a whole, without one answer in between, before the worker gives up."""
 
@@ -26,6 +30,7 @@ class Outcome:
     """What a session did."""
 
     answered: int = 0
+    aliased: int = 0
     failed: int = 0
     drained: bool = False
 
@@ -43,7 +48,9 @@ class Session:
         engine: Engine,
         server: Server | None,
         events: EventLog,
+        linger_s: float | None = None,
     ) -> None:
+        """`linger_s`: how long to wait at the end for requests that others are asking; None: until they have ended."""
         self._store = store
         self._answers = answers
         self._ledger = ledger
@@ -55,7 +62,14 @@ class Session:
         self._pending: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] | None = None
         self._feed: Feed | None = None
+        self._linger_s = linger_s
+        self._latencies: deque[float] = deque(maxlen=RECENT)
         self.outcome = Outcome()
+
+    @property
+    def slowest_s(self) -> float:
+        """The longest that one of the latest answers took, in seconds."""
+        return max(self._latencies, default=0.0)
 
     def drain(self) -> None:
         """Take nothing new; finish and keep what is in flight."""
@@ -101,6 +115,7 @@ class Session:
     async def alias(self, key: str, physical_key: str) -> None:
         """Record an owed request whose physical request is answered already."""
         await self._writer.alias(key, physical_key)
+        self.outcome.aliased += 1
         self._events.aliased()
 
     async def failure(self, failure: Failure) -> None:
@@ -135,7 +150,7 @@ class Session:
             return False
         self._events.phase("waiting", f"{feed.deferred} requests are being asked by others")
         try:
-            return await feed.more()
+            return await feed.more(timeout_s=self._linger_s)
         finally:
             self._events.phase("draining" if self.outcome.drained else "asking")
 
@@ -147,6 +162,7 @@ class Session:
             self.outcome.failed += 1
         else:
             self.outcome.answered += 1
+            self._latencies.append(answer.latency_s)
         self._events.answered(answer, in_flight=feed.outstanding)
         await feed.settle(answer)
 

@@ -1,0 +1,248 @@
+"""This start of this worker: what to call it, who it is, when it must end, and how its work goes on afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Protocol
+
+from proctor.errors import ProctorError
+from proctor.store import Owner
+from proctor.store.owner import alive as alive_here
+from proctor.worker.assignment import Assignment
+
+FLUSH_S: Final = 10.0
+"""Kept free at the end of an allocation for the journal, the server's stop and the requeue."""
+
+
+class Ending(StrEnum):
+    """Why an attempt ended. The first eight are the words that eval-hive's users know."""
+
+    SERVER_STARTUP_FAILED = "server_startup_failed"
+    SERVER_DIED = "server_died_during_healthcheck"
+    HEALTH_CHECK_FAILED = "health_check_failed"
+    NODE_COUNT_MISMATCH = "node_count_mismatch"
+    RESUBMISSION_FAILED = "resubmission_failed"
+    MANUAL_CANCELLATION = "manual_cancellation"
+    UNEXPECTED_SIGNAL = "unexpected_signal"
+    EVAL_FAILURES = "eval_failures"
+    DONE = "done"
+    """Nothing was left that this worker could take."""
+    REQUEUED = "requeued"
+    """The time was up; the same job goes on."""
+    SUCCEEDED_BY = "succeeded_by"
+    """The time was up; a new job goes on."""
+    NO_PROGRESS = "no_progress"
+    """The time was up and nothing had been answered: another attempt would do no better."""
+    ATTEMPTS_SPENT = "attempts_spent"
+    NOT_REQUEUED = "not_requeued"
+    """The time was up and the configuration says `requeue: never`."""
+    PROBE_FAILED = "probe_failed"
+    STORE_FAILED = "store_failed"
+    CONFIGURATION = "configuration"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """What one start of one worker came to: a JSON file of its own, which nobody else writes."""
+
+    worker: str
+    job: str
+    array_task: str
+    restart: int
+    host: str
+    started: float
+    ended: float
+    ending: Ending
+    answered: int
+    failed: int
+    models: tuple[str, ...]
+    message: str = ""
+    hint: str | None = None
+    successor: str = ""
+    """The job that goes on, after `succeeded_by`."""
+
+    def write(self, directory: Path) -> None:
+        """Put it in place in one step."""
+        path = directory / f"{self.worker}.json"
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        fresh.replace(path)
+
+
+def read_attempts(directory: Path) -> list[AttemptRecord]:
+    """All that ended in order, oldest first; one that was killed left none."""
+    found: list[AttemptRecord] = []
+    for path in directory.glob("*.json") if directory.is_dir() else ():
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            found.append(AttemptRecord(**raw | {"ending": Ending(raw["ending"]), "models": tuple(raw["models"])}))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return sorted(found, key=lambda a: a.ended)
+
+
+def earlier_attempts(records: Sequence[AttemptRecord], job: str, array_task: str) -> int:
+    """How often this array element ran out of time before, through requeues and successors."""
+    own = [r for r in records if r.array_task == array_task]
+    count = sum(r.job == job and r.ending is Ending.REQUEUED for r in own)
+    before = next((r for r in own if r.ending is Ending.SUCCEEDED_BY and r.successor == job and r.job != job), None)
+    return count if before is None else count + 1 + earlier_attempts(own, before.job, array_task)
+
+
+class Scheduler(Protocol):
+    """What a worker needs of the scheduler that started it."""
+
+    cluster: str
+
+    def is_live(self, job: str, array_task: str, restart: int) -> bool | None:
+        """Whether that very attempt still runs by the scheduler's word; None: it does not answer. Blocks."""
+        ...
+
+    async def ends_at(self, job: str, array_task: str) -> float | None:
+        """Unix time at which the job's time is up; None without a limit. Raises LaunchError."""
+        ...
+
+    async def requeue(self, job: str, array_task: str) -> None:
+        """Put this very job back into the queue; it is killed soon afterwards. Raises LaunchError."""
+        ...
+
+    async def submit_successor(self, script: str, *, array_task: str) -> str:
+        """A new job for one element; its id. Raises LaunchError."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One start of one worker process."""
+
+    index: int
+    scheduler: Scheduler | None = None
+    job: str = ""
+    array_task: str = ""
+    restart: int = 0
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def here(cls, index: int, environ: Mapping[str, str], scheduler: Scheduler | None) -> Attempt:
+        """What the environment says of this process; without a scheduler a worker of this machine."""
+        if scheduler is None:
+            return cls(index=index)
+        job = environ.get("SLURM_ARRAY_JOB_ID") or environ.get("SLURM_JOB_ID", "")
+        return cls(
+            index=index,
+            scheduler=scheduler,
+            job=job,
+            array_task=environ.get("SLURM_ARRAY_TASK_ID", ""),
+            restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
+        )
+
+    @property
+    def label(self) -> str:
+        """Tells attempts apart in the names of files: two copies of one job never share one."""
+        if self.scheduler is None:
+            return str(self.index)
+        task = f"_{self.array_task}" if self.array_task else ""
+        return f"{self.job}{task}" + (f".{self.restart}" if self.restart else "")
+
+    def owner(self, run: str) -> Owner:
+        """Who holds the claims of this attempt."""
+        return Owner.here(
+            run=run,
+            cluster=self.scheduler.cluster if self.scheduler else "",
+            job=self.job,
+            array_task=self.array_task,
+            restart=self.restart,
+        )
+
+    def alive(self) -> Callable[[Owner], bool | None]:
+        """The predicate for claims and segments of others: see `alive_with`."""
+        return alive_with(self.scheduler)
+
+
+def alive_with(scheduler: Scheduler | None) -> Callable[[Owner], bool | None]:
+    """Whether an owner still runs.
+
+    A process that this machine knows to be gone is dead. Of a job of the scheduler's cluster the scheduler's word on
+    that very attempt holds: not a clock, and not a process that goes on after its node was given up.
+    """
+
+    def alive(owner: Owner) -> bool | None:
+        here = alive_here(owner)
+        if here is False or scheduler is None or not owner.job or owner.cluster != scheduler.cluster:
+            return here
+        word = scheduler.is_live(owner.job, owner.array_task, owner.restart)
+        return here if word is None else word
+
+    return alive
+
+
+def drain_at(ends_at: float | None, *, lead_s: float, slowest_s: float) -> float | None:
+    """When to stop taking requests: early enough for what is in flight, as slow as the slowest of late, to end.
+
+    Never earlier than half a lead before the signal would come: an attempt must be able to do something.
+    """
+    if ends_at is None:
+        return None
+    return ends_at - FLUSH_S - max(min(1.5 * slowest_s, 1.5 * lead_s), min(lead_s, 10.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """What came of the wish to go on after the time was up."""
+
+    ending: Ending
+    message: str = ""
+    hint: str | None = None
+    successor: str = ""
+
+
+async def carry_on(attempt: Attempt, assignment: Assignment, *, answered: int, earlier: int) -> Continuation:
+    """Arrange that what this attempt still owes goes on.
+
+    `earlier`: attempts of this element that ended because their time was up. An attempt that answered nothing
+    ends the chain: the next would do no better.
+    """
+    terms, scheduler = assignment.slurm, attempt.scheduler
+    if terms is None or scheduler is None:
+        return Continuation(ending=Ending.DONE)
+    again = "repeat `proctor submit` to continue"
+    if answered == 0:
+        return Continuation(
+            ending=Ending.NO_PROGRESS,
+            message="the time was up before anything was answered",
+            hint="raise `launch.time_limit`, or see the server's log for what took so long",
+        )
+    if terms.requeue == "never":
+        return Continuation(
+            ending=Ending.NOT_REQUEUED, message="the time was up; `launch.requeue` is never", hint=again
+        )
+    if earlier + 1 >= terms.max_attempts:
+        return Continuation(
+            ending=Ending.ATTEMPTS_SPENT,
+            message=f"the time was up {earlier + 1} times",
+            hint=f"{again}, or raise `launch.max_attempts`",
+        )
+    refused = ""
+    if terms.requeue != "successor":
+        try:
+            await scheduler.requeue(attempt.job, attempt.array_task)
+        except ProctorError as error:
+            refused = f"it was not requeued: {error.message}"
+        else:
+            return Continuation(ending=Ending.REQUEUED, message="the time was up")
+    if terms.requeue != "requeue":
+        try:
+            job = await scheduler.submit_successor(terms.script, array_task=attempt.array_task)
+        except ProctorError as error:
+            refused = f"no successor was taken: {error.message}"
+        else:
+            return Continuation(
+                ending=Ending.SUCCEEDED_BY, message=f"the time was up; job {job} goes on", successor=job
+            )
+    return Continuation(ending=Ending.RESUBMISSION_FAILED, message=f"the time was up and {refused}", hint=again)

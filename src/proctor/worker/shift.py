@@ -1,0 +1,311 @@
+"""One worker from start to end: its models one after another, signals, the clock, what comes after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from proctor.errors import LaunchError, ProbeError, ProctorError, ServerError, StoreError, UsageError
+from proctor.records import Shard
+from proctor.store import Answers, Owner, Store
+from proctor.worker.assignment import Assignment
+from proctor.worker.attempt import (
+    Attempt,
+    AttemptRecord,
+    Continuation,
+    Ending,
+    carry_on,
+    drain_at,
+    earlier_attempts,
+    read_attempts,
+)
+from proctor.worker.build import engine_for, server_for
+from proctor.worker.events import EventLog
+from proctor.worker.job import Job
+from proctor.worker.run_directory import RunDirectory
+from proctor.worker.session import Outcome, Session
+
+CLOCK_S: Final = 1.0
+"""Between two looks at the clock."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Over all models of one worker."""
+
+    answered: int = 0
+    failed: int = 0
+    models: list[str] = field(default_factory=list[str])
+
+    def add(self, job: Job, outcome: Outcome) -> None:
+        """Count one model's session."""
+        self.answered += outcome.answered + outcome.aliased
+        self.failed += outcome.failed
+        self.models.append(job.model)
+
+
+class Shift:
+    """Runs one worker. Whatever was acknowledged is kept, however it ends."""
+
+    def __init__(
+        self, directory: RunDirectory, assignment: Assignment, attempt: Attempt, *, retry_failed: bool = False
+    ) -> None:
+        self._directory = directory
+        self._assignment = assignment
+        self._attempt = attempt
+        self._retry_failed = retry_failed
+        self._session: Session | None = None
+        self._reason: signal.Signals | None = None
+        self._time_is_up = False
+        self._task: asyncio.Task[object] | None = None
+        self.totals = Totals()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker was asked to end, or has to."""
+        return self._time_is_up or self._reason is not None
+
+    async def work(self) -> bool:
+        """Work until nothing is left, the time is up or somebody wants the end; whether all that was there is done.
+
+        Raises ProctorError for what ends the worker; the record of the attempt is written either way.
+        """
+        self._task = asyncio.current_task()
+        with self._signals():
+            try:
+                async with self._clock():
+                    left = await self._all_models()
+            except ProctorError as error:
+                self._record(Continuation(ending=ending_of(error), message=error.message, hint=error.hint))
+                raise
+            except asyncio.CancelledError:
+                if not self.stopping:
+                    raise
+                left = True
+            await self._end(left=left)
+        return not left
+
+    # --- models ---
+
+    async def _all_models(self) -> bool:
+        """Every model in this worker's order; whether something may be left because the worker was stopped."""
+        failures: list[ProctorError] = []
+        for name in self._assignment.order(self._attempt.index):
+            job = Job.read(self._directory.jobs / name)
+            try:
+                await self._one_model(job)
+            except (ServerError, UsageError) as error:
+                # One model that cannot be served costs the others nothing.
+                if len(self._assignment.jobs) == 1 or not self._assignment.swap:
+                    raise
+                failures.append(error)
+            if self.stopping:
+                return True
+        if failures:
+            raise failures[0]
+        return False
+
+    async def _one_model(self, job: Job) -> None:
+        worker = f"{job.job_id}-{self._attempt.label}"
+        store = Store.open(Path(job.store), create=False, alive=self._attempt.alive())
+        owner = self._attempt.owner(job.run)
+        answers = await asyncio.to_thread(store.answers, job.weights, job.resolution)
+        shards = await asyncio.to_thread(self._directory.read_shards, job.model)
+        if not await self._worth_starting(store, job, answers, shards, owner):
+            return
+        with EventLog(self._directory.events / f"{worker}.jsonl", worker=worker, model=job.model) as events:
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    server = server_for(job, worker=worker)
+                    if server is not None:
+                        await stack.enter_async_context(server)
+                    engine = await stack.enter_async_context(engine_for(job, server, worker=worker))
+                    writer = await stack.enter_async_context(store.writer(job.weights, job.resolution, owner=owner))
+                    self._session = Session(
+                        store=store,
+                        answers=answers,
+                        ledger=store.ledger(job.weights, owner=owner, segment=writer.name),
+                        writer=writer,
+                        engine=engine,
+                        server=server,
+                        events=events,
+                        linger_s=self._assignment.linger_s,
+                    )
+                    if self.stopping:
+                        self._session.drain()
+                    try:
+                        await self._session.work(shards, retry_failed=self._retry_failed)
+                    finally:
+                        self.totals.add(job, self._session.outcome)
+                        self._session = None
+                events.phase("done")
+            except ProctorError as error:
+                events.failed(error)
+                raise
+
+    async def _worth_starting(
+        self, store: Store, job: Job, answers: Answers, shards: list[Shard], owner: Owner
+    ) -> bool:
+        """Whether this model owes anything that this worker could do.
+
+        A worker's first model is always begun, so that an owed request is never left for want of a look; a later
+        one only if something of it is owed that nobody else is asking.
+        """
+        if not self.totals.models:
+            return True
+        if self._retry_failed:
+            return bool(shards)
+        keys = await asyncio.to_thread(_owed_keys, store, answers, shards)
+        return bool(keys and await store.ledger(job.weights, owner=owner).unclaimed(keys))
+
+    # --- the end ---
+
+    async def _end(self, *, left: bool) -> None:
+        if not left:
+            self._record(Continuation(ending=Ending.DONE))
+        elif not self._time_is_up:
+            why = Ending.MANUAL_CANCELLATION if self._reason else Ending.DONE
+            self._record(Continuation(ending=why, message=f"asked to end by {self._reason_name}"))
+        else:
+            records = read_attempts(self._directory.attempts)
+            earlier = earlier_attempts(records, self._attempt.job, self._attempt.array_task)
+            after = await carry_on(self._attempt, self._assignment, answered=self.totals.answered, earlier=earlier)
+            self._record(after)
+            if after.ending in (Ending.NO_PROGRESS, Ending.RESUBMISSION_FAILED):
+                raise LaunchError(after.message, hint=after.hint)
+
+    @property
+    def _reason_name(self) -> str:
+        return self._reason.name if self._reason else "nobody"
+
+    def _record(self, after: Continuation) -> None:
+        if self._attempt.scheduler is None:
+            return
+        record = AttemptRecord(
+            worker=f"{self._assignment.shape}-{self._attempt.label}",
+            job=self._attempt.job,
+            array_task=self._attempt.array_task,
+            restart=self._attempt.restart,
+            host=socket.gethostname(),
+            started=self._attempt.started,
+            ended=time.time(),
+            ending=after.ending,
+            answered=self.totals.answered,
+            failed=self.totals.failed,
+            models=tuple(self.totals.models),
+            message=after.message,
+            hint=after.hint,
+            successor=after.successor,
+        )
+        # A full disk must not hide why the worker ended.
+        with contextlib.suppress(OSError):
+            self._directory.attempts.mkdir(parents=True, exist_ok=True)
+            record.write(self._directory.attempts)
+
+    # --- signals and the clock ---
+
+    @contextlib.contextmanager
+    def _signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        for number in numbers:
+            loop.add_signal_handler(number, self._received, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _received(self, number: signal.Signals) -> None:
+        """USR1: the time is nearly up. Another signal once drains, twice stops; before the first request it stops."""
+        if number == signal.SIGUSR1:
+            self._up()
+            return
+        again = self._reason is not None
+        self._reason = number
+        if self._session is None or again:
+            self._cancel()
+        else:
+            self._session.drain()
+
+    def _up(self) -> None:
+        if self._time_is_up:
+            return
+        self._time_is_up = True
+        if self._session is None:
+            self._cancel()
+        else:
+            self._session.drain()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _clock(self) -> AsyncGenerator[None]:
+        """Drain in time where the scheduler says when the time is up, whether its signal comes or not."""
+        terms, scheduler = self._assignment.slurm, self._attempt.scheduler
+        if terms is None or scheduler is None:
+            yield
+            return
+        watching = asyncio.create_task(self._watch_clock(terms.signal_lead_s))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch_clock(self, lead_s: float) -> None:
+        scheduler = self._attempt.scheduler
+        if scheduler is None:
+            return
+        try:
+            ends_at = await scheduler.ends_at(self._attempt.job, self._attempt.array_task)
+        except LaunchError:
+            return  # the signal still comes
+        while not self._time_is_up:
+            slowest = self._session.slowest_s if self._session is not None else 0.0
+            at = drain_at(ends_at, lead_s=lead_s, slowest_s=slowest)
+            if at is None:
+                return
+            if time.time() >= at:
+                self._up()
+            await asyncio.sleep(CLOCK_S)
+
+
+def ending_of(error: ProctorError) -> Ending:
+    """The word for an error that ended an attempt."""
+    match error:
+        case ProbeError():
+            return Ending.PROBE_FAILED
+        case ServerError(state="died" | "unreachable" | "empty"):
+            return Ending.SERVER_DIED
+        case ServerError():
+            return Ending.SERVER_STARTUP_FAILED
+        case StoreError():
+            return Ending.STORE_FAILED
+        case LaunchError():
+            return Ending.NODE_COUNT_MISMATCH
+        case UsageError():
+            return Ending.CONFIGURATION
+        case _:
+            return Ending.EVAL_FAILURES
+
+
+def _owed_keys(store: Store, answers: Answers, shards: Sequence[Shard]) -> list[str]:
+    """The distinct keys of the shards that have no answer."""
+    recorded: dict[str, list[str]] = {}
+    keys: dict[str, None] = {}
+    for shard in shards:
+        for task, ordinal in shard.items:
+            if task not in recorded:
+                recorded[task] = store.recording_keys(task)
+            keys[recorded[task][ordinal]] = None
+    return answers.owed(list(keys))
