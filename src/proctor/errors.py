@@ -111,6 +111,21 @@ class LaunchError(ProctorError):
     """A launcher refused or lost a job."""
 
 
+class LimitReached(LaunchError):
+    """The scheduler takes no more jobs of this user, account or kind now. What was not submitted stays owed.
+
+    `limit` is the scheduler's name for it, such as QOSMaxSubmitJobPerUserLimit or MaxArraySize.
+    """
+
+    def __init__(self, message: str, *, limit: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit
+
+
+class Unreachable(LaunchError):
+    """The scheduler does not answer: nothing is known, so nothing is concluded. A retry may help."""
+
+
 class Incomplete(ProctorError):
     """The verb ended in order, but work is still owed; repeating the command continues it."""
 

@@ -52,7 +52,7 @@ def test_an_isolated_node_runs_on_beside_its_replacement(slurm: Cluster, tmp_pat
 
 
 def test_the_controller_comes_back_with_its_jobs(slurm: Cluster) -> None:
-    job = submit(slurm, "sleep 100")
+    job = submit(slurm, "sleep 100", "-o", "/dev/null")
     slurm.wait(lambda: state(slurm, job) == "RUNNING", 20, "no start")
     slurm.restart_controller()
     assert state(slurm, job) == "RUNNING"
