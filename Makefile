@@ -27,7 +27,7 @@ test: .venv/.dev $(HARNESS)/.models
 	$(BIN)/lint-imports
 	@# What fails beside everything else on a busy machine gets one more try alone; what fails twice fails.
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadgroup \
-	  || $(TEST_ENV) $(BIN)/pytest -q --last-failed --last-failed-no-failures none
+	  || env -u PROCTOR_TEST_UNTIL $(TEST_ENV) $(BIN)/pytest -q --last-failed --last-failed-no-failures none
 
 parity: .venv/.dev $(HARNESS)/.models
 	$(TEST_ENV) $(BIN)/pytest -q tests/parity
@@ -62,8 +62,8 @@ slurm-down:
 # lm-eval lives in an environment of its own, as it does for users. torch first, by version: a range could pull CUDA.
 $(HARNESS)/.installed:
 	$(PYTHON) -m venv $(HARNESS)
-	$(HARNESS)/bin/pip install -q --disable-pip-version-check torch==2.13.0
-	$(HARNESS)/bin/pip install -q --disable-pip-version-check 'lm-eval[api,hf]==0.4.13' gguf
+	$(HARNESS)/bin/pip install -q --disable-pip-version-check --no-compile torch==2.13.0
+	$(HARNESS)/bin/pip install -q --disable-pip-version-check --no-compile 'lm-eval[api,hf]==0.4.13' gguf
 	touch $@
 
 $(HARNESS)/.models: $(HARNESS)/.installed tests/tools/make_models.py | .venv/.dev

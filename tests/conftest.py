@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,28 @@ HOSTILE_NAMES = [
     "-leading-dash",
     "per%cent #hash",
 ]
+
+
+ORDER = ("unit", "contract", "slurm", "docs", "integration", "parity")
+"""What tells most for its time comes first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first, so that a machine that is too slow for all of them has run what matters most."""
+    here = Path(__file__).parent
+
+    def stage(item: pytest.Item) -> tuple[int, bool]:
+        area = item.path.relative_to(here).parts[0]
+        return ORDER.index(area) if area in ORDER else len(ORDER), item.get_closest_marker("slow") is not None
+
+    items.sort(key=stage)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """PROCTOR_TEST_UNTIL (Unix time): where whoever runs the tests is stopped then, what has not begun is skipped."""
+    until = float(os.environ.get("PROCTOR_TEST_UNTIL", "inf"))
+    if time.time() > until:
+        pytest.skip("the time for the tests was up before this one began (PROCTOR_TEST_UNTIL)")
 
 
 @pytest.fixture(params=HOSTILE_NAMES, ids=lambda n: n.encode("unicode_escape").decode())

@@ -17,8 +17,8 @@ import pytest
 
 from .conftest import Lab, kill_tree, wait_for
 
-KILLS = int(os.environ.get("PROCTOR_CHAOS_KILLS", "8"))
-CUTS = int(os.environ.get("PROCTOR_CHAOS_CUTS", "4"))
+KILLS = int(os.environ.get("PROCTOR_CHAOS_KILLS", "5"))
+CUTS = int(os.environ.get("PROCTOR_CHAOS_CUTS", "2"))
 WORDS = [f"word{i:03d}" for i in range(120)]
 EXPECTED_ROWS = 2
 
