@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from proctor.cli import cli
+from proctor.config.clusters.files import load_profiles
 from proctor.config.schema import json_schema
 from proctor.config.spec import RunSpec
 
@@ -119,9 +120,13 @@ STAND_INS: dict[str, object] = {"name": "x", "models": {"m": {"path": "/m"}}, "t
 
 
 @each
-def test_configurations_are_valid(document: Path) -> None:
+def test_configurations_are_valid(document: Path, tmp_path: Path) -> None:
     for fence in fences(document):
         if fence.language != "yaml":
+            continue
+        if "clusters" in fence.words:
+            (tmp_path / "clusters.yaml").write_text(fence.text, encoding="utf-8")
+            load_profiles([tmp_path / "clusters.yaml"], {})
             continue
         value = yaml.safe_load(fence.text)
         if "task" in value:

@@ -39,7 +39,7 @@ def make_plan(
     fingerprints = list(dict.fromkeys(fp for s in suites for fp in s.recordings))
     outlines = {fp: store.recording_outline(fp) for fp in fingerprints}
     models = tuple(_model_plan(store, t, outlines, retry_failed=retry_failed) for t in targets)
-    return Plan(run=context.spec.name, models=models, workers=max(t.launch.workers for t in targets))
+    return Plan(run=context.spec.name, models=models, workers=max(t.workers for t in targets))
 
 
 def _model_plan(store: Store, target: Target, outlines: dict[str, Outline], *, retry_failed: bool) -> ModelPlan:
@@ -60,7 +60,7 @@ def _model_plan(store: Store, target: Target, outlines: dict[str, Outline], *, r
         weights=target.weights,
         resolution=target.resolution,
         tasks=tuple(tasks),
-        shards=tuple(cut_shards(target.id, owed, workers=target.launch.workers)),
+        shards=tuple(cut_shards(target.id, owed, workers=target.workers)),
         shared=shared,
         damaged=len(answers.damage),
     )

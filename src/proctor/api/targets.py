@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from proctor.api.context import RunContext
 from proctor.catalog.models import ModelEntry, ModelKind, expand_models
 from proctor.catalog.weights import Weights, identify
-from proctor.config.engines import Engine, engine_for, engine_kind, launch_for
+from proctor.config.engines import Engine, Launch, engine_for, engine_kind, launch_for
 from proctor.config.numerics import numerics
 from proctor.config.spec import (
     EndpointServer,
     LlamaCppServer,
     LmEvalModelEngine,
-    LocalLaunch,
     OpenAIEngine,
     RunSpec,
 )
@@ -28,6 +27,9 @@ from proctor.records import digest
 from proctor.store import Store
 from proctor.worker.job import Job
 
+AUTO_WORKERS: Final = 16
+"""Shards are small enough for so many workers where their number is not stated."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -37,11 +39,17 @@ class Target:
     """Unique within the run: the entry's name, with the checkpoint's label where there are several."""
     entry: ModelEntry
     engine: Engine
-    launch: LocalLaunch
+    launch: Launch
     weights: str
     identity: str
     resolution: str
     profile: str
+
+    @property
+    def workers(self) -> int:
+        """Workers that the plan cuts shards for; a cluster's `auto` counts as as many as usually pay."""
+        workers = self.launch.workers
+        return AUTO_WORKERS if isinstance(workers, str) else workers
 
     @property
     def gpus(self) -> int:

@@ -25,16 +25,18 @@ from proctor.config.spec import (
     RunSpec,
     ServerBase,
     SglangServer,
+    SlurmLaunch,
     VllmServer,
     is_url,
 )
 from proctor.errors import ConfigError
 
 Engine = OpenAIEngine | LmEvalModelEngine | FakeEngine
+Launch = LocalLaunch | SlurmLaunch
 Server = LlamaCppServer | VllmServer | SglangServer | CommandServer | EndpointServer
 
 ENGINE: Final[TypeAdapter[Engine]] = TypeAdapter(EngineSpec)
-LAUNCH: Final[TypeAdapter[LocalLaunch]] = TypeAdapter(LaunchSpec)
+LAUNCH: Final[TypeAdapter[Launch]] = TypeAdapter(LaunchSpec)
 _LOADS_WEIGHTS: Final = frozenset({"hf", "hf-auto", "huggingface", "hf-multimodal", "vllm", "vllm-vlm", "sglang"})
 ADAPTER_ARGUMENTS: Final[Mapping[str, str]] = {
     "hf": "peft",
@@ -122,9 +124,9 @@ def _refuse_files(args: Mapping[str, Any], belongs: Mapping[str, str], where: st
             )
 
 
-def launch_for(spec: RunSpec, model: str) -> LocalLaunch:
+def launch_for(spec: RunSpec, model: str) -> Launch:
     """The launch of one model, overrides merged. Raises ConfigError if the result is not valid."""
-    return _checked(LAUNCH, merged(spec, model, "launch"), f"models.{model}.launch", LocalLaunch)
+    return _checked(LAUNCH, merged(spec, model, "launch"), f"models.{model}.launch", LaunchSpec)
 
 
 def _checked(adapter: TypeAdapter[_Checked], value: dict[str, Any], where: str, schema: Any) -> _Checked:

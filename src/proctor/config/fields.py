@@ -14,9 +14,21 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 from pydantic import BaseModel
 
 from proctor.config.document import Loc
-from proctor.config.spec import TASK_SOURCES, FakeEngine, LmEvalModelEngine, OpenAIEngine, RunSpec
+from proctor.config.spec import (
+    TASK_SOURCES,
+    FakeEngine,
+    LmEvalModelEngine,
+    LocalLaunch,
+    OpenAIEngine,
+    RunSpec,
+    SlurmLaunch,
+)
 
-_ENGINES = (OpenAIEngine, LmEvalModelEngine, FakeEngine)
+_UNSTATED: Mapping[frozenset[type[BaseModel]], str] = {
+    frozenset({OpenAIEngine, LmEvalModelEngine, FakeEngine}): "openai",
+    frozenset({LocalLaunch, SlurmLaunch}): "local",
+}
+"""Unions whose `type` may be left out, and what it is then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +113,7 @@ def _decide(schema: Any, data: Any) -> tuple[Any, tuple[type[BaseModel], ...]]:
         return leaves[0], models
     if not isinstance(data, Mapping) or not models:
         return next((leaf for leaf in leaves if get_origin(leaf) is not None), None), models
-    stated = cast("Mapping[str, Any]", data).get("type", "openai" if set(models) == set(_ENGINES) else None)
+    stated = cast("Mapping[str, Any]", data).get("type", _UNSTATED.get(frozenset(models)))
     chosen = [m for m in models if tag_of(m) == stated] or [
         m for m in models if m in TASK_SOURCES.values() and tag_of(m) in data
     ]

@@ -16,7 +16,7 @@ from proctor.config.engines import ENGINE, LAUNCH, engine_for, launch_for
 from proctor.config.merging import merge, read_extended
 from proctor.config.overrides import apply_override
 from proctor.config.paths import absolute
-from proctor.config.spec import EngineSpec, LocalLaunch, RunSpec
+from proctor.config.spec import EngineSpec, LaunchSpec, RunSpec
 from proctor.errors import ConfigError
 
 
@@ -44,7 +44,7 @@ def _validated(root: Node, shown: str) -> RunSpec:
         raise _config_error(explain(error, root), shown) from None
     faults: list[str] = []
     for name in spec.models:
-        for key, adapter, schema in (("engine", ENGINE, EngineSpec), ("launch", LAUNCH, LocalLaunch)):
+        for key, adapter, schema in (("engine", ENGINE, EngineSpec), ("launch", LAUNCH, LaunchSpec)):
             root, found = _check_override(root, ("models", name, key), adapter, schema)
             faults += found
     if faults:

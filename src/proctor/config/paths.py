@@ -17,7 +17,14 @@ _SCHEMES: Final = ("embedded:", HUB)
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ANY: Final = None
 
-_FILES: Final[tuple[tuple[str | None, ...], ...]] = (("store",), ("runs",), ("tasks", _ANY, "include_path"))
+_LAUNCH: Final[tuple[tuple[str | None, ...], ...]] = (("launch",), ("models", _ANY, "launch"))
+_FILES: Final[tuple[tuple[str | None, ...], ...]] = (
+    ("store",),
+    ("runs",),
+    ("tasks", _ANY, "include_path"),
+    *((*launch, "environment", key) for launch in _LAUNCH for key in ("venv", "pixi", "conda_sh")),
+)
+_IMAGES: Final = tuple((*launch, "container", "image") for launch in _LAUNCH)
 _WEIGHTS: Final[tuple[tuple[str | None, ...], ...]] = (
     ("models", _ANY, "path"),
     ("models", _ANY, "tokenizer"),
@@ -28,6 +35,7 @@ _PROGRAMS: Final[tuple[tuple[str | None, ...], ...]] = (
     ("tasks", _ANY, "python"),
     *_ENGINE_PROGRAMS,
     *(("models", _ANY, *rest) for rest in _ENGINE_PROGRAMS),
+    *((*launch, "environment", key) for launch in _LAUNCH for key in ("conda", "python")),
 )
 _TASK_FILES: Final[tuple[tuple[str | None, ...], ...]] = (("tasks", _ANY, "native"), ("tasks", _ANY, "lm_eval"))
 
@@ -72,6 +80,9 @@ def _resolved(loc: Loc, text: str, directory: Path) -> str:
         return text if is_url(text) or text.startswith(_SCHEMES) else HUB + text
     if _matches(loc, _PROGRAMS):
         return str(_joined(text, directory)) if "/" in text or text.startswith("~") else text
+    if _matches(loc, _IMAGES):
+        is_file = text.startswith(("./", "../", "~")) or text.endswith((".sif", ".sqsh"))
+        return str(_joined(text, directory)) if is_file else text
     if _matches(loc, _TASK_FILES):
         is_native = "native" in loc
         scheme = re.match(r"[a-z][a-z0-9_]+:", text)

@@ -10,7 +10,7 @@ import yaml
 
 from proctor.config import spec as spec_module
 from proctor.config.document import FLOAT, INT
-from proctor.config.spec import FakeEngine, LmEvalModelEngine, RunSpec
+from proctor.config.spec import FakeEngine, LmEvalModelEngine, RunSpec, SlurmLaunch
 
 Schema = dict[str, Any]
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -26,7 +26,7 @@ def json_schema() -> Schema:
         for key, text in documentation.get(name, {}).items():
             if key in definition.get("properties", {}):
                 definition["properties"][key]["description"] = text
-    for name in (*_NEEDS_TYPE, LmEvalModelEngine.__name__, FakeEngine.__name__):
+    for name in (*_NEEDS_TYPE, LmEvalModelEngine.__name__, FakeEngine.__name__, SlurmLaunch.__name__):
         definitions[name]["required"] = sorted({*definitions[name].get("required", []), "type"})
     schema["properties"]["extends"] = {
         "title": "Extends",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,7 @@ from pydantic import (
 
 from proctor.config.names import name_fault
 from proctor.config.numbers import human_int, human_ints
+from proctor.config.slurm_values import one_line, options, time_or_auto, time_text
 
 
 class Strict(BaseModel):
@@ -399,8 +401,162 @@ class LocalLaunch(Strict):
     """Workers running at a time."""
 
 
-LaunchSpec = LocalLaunch
-"""Every launcher; a union by `type` once there is a second one."""
+Line = Annotated[str, AfterValidator(one_line), Field(min_length=1)]
+"""Text that can stand in a line of a job script."""
+Lines = Annotated[tuple[Line, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
+SlurmTime = Annotated[str, BeforeValidator(time_text, json_schema_input_type=int | str)]
+"""Minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s; 0: no limit."""
+SlurmTimeOrAuto = Annotated[str, BeforeValidator(time_or_auto, json_schema_input_type=int | str)]
+SbatchOptions = Annotated[
+    dict[str, bool | int | float | Line | None], BeforeValidator(options, json_schema_input_type=dict[str, Any])
+]
+GpuFlagStyle = Literal["none", "gpus", "gres"]
+RequeuePolicy = Literal["auto", "requeue", "successor", "never"]
+
+
+def _variable_names(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name!r} cannot be the name of an environment variable")
+    return value
+
+
+Variables = Annotated[dict[str, str], AfterValidator(_variable_names)]
+
+
+class SlurmEnvironment(Strict):
+    """How a job comes to the Python that has Proctor. With nothing stated: the interpreter that submits."""
+
+    modules: Lines = ()
+    """Loaded first, in this order."""
+    command: Texts = ()
+    """Lines of shell, run as they stand after the modules."""
+    venv: Line | None = None
+    """Directory of a virtual environment."""
+    conda: Line | None = None
+    """Name or directory of a conda environment."""
+    conda_sh: Line | None = None
+    """conda's profile script (…/etc/profile.d/conda.sh), where `conda` is no command on the nodes."""
+    pixi: Line | None = None
+    """A pixi manifest (pixi.toml)."""
+    pixi_env: Line | None = None
+    python: Line | None = None
+    """The interpreter; None: that of the environment, else the one that submits."""
+
+    @model_validator(mode="after")
+    def _one_environment(self) -> Self:
+        stated = [key for key in ("venv", "conda", "pixi") if getattr(self, key) is not None]
+        if len(stated) > 1:
+            raise ValueError(f"has {' and '.join(f'`{key}:`' for key in stated)}; give one of them")
+        for key, needs in (("conda_sh", "conda"), ("pixi_env", "pixi")):
+            if getattr(self, key) is not None and getattr(self, needs) is None:
+                raise ValueError(f"`{key}:` belongs to `{needs}:`")
+        return self
+
+
+class ContainerSpec(Strict):
+    """A container around each model server. The worker itself, which talks to Slurm, runs outside."""
+
+    type: Literal["none", "apptainer", "singularity", "pyxis", "enroot", "charliecloud", "podman"] | None = None
+    image: Line | None = None
+    """Without one there is no container."""
+    args: Lines = ()
+    """Further options of the container's program, such as --nv."""
+    binds: Lines = ()
+    """Directories that are seen inside: /data, /data:/inside or /data:/inside:ro."""
+
+
+class StagingSpec(Strict):
+    """Weights copied to a disk of the node before the server starts: one copy a node, removed at the end."""
+
+    directory: Line | None = None
+    """On the node; may name variables of the job, such as $SLURM_TMPDIR. None: weights are read where they are."""
+    check_space: bool = True
+    """Read from the shared file system instead where the node has too little room."""
+
+
+class ScoringSpec(Strict):
+    """The job without GPUs that marks the answers when the workers have ended."""
+
+    enabled: bool = True
+    partition: Line | None = None
+    cpus: Whole | None = Field(default=None, ge=1)
+    memory: Line | None = None
+    time_limit: SlurmTime | None = None
+
+
+class SlurmLaunch(Strict):
+    """Workers as elements of a Slurm array. What is not stated is the cluster profile's."""
+
+    type: Literal["slurm"] = "slurm"
+    cluster: Line | None = None
+    """Name of a profile; None: the one whose pattern fits this machine's name."""
+    workers: Literal["auto"] | Annotated[Whole, Field(ge=1)] = "auto"
+    """Array elements for all models that need the same resources; auto: as many as pay."""
+    throttle: Whole | None = Field(default=None, ge=1)
+    """The most that run at a time."""
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    time_limit: SlurmTimeOrAuto | None = None
+    """auto: from the forecast."""
+    max_time: SlurmTime | None = None
+    """The longest that `time_limit: auto` may ask for."""
+    cpus: Whole | None = Field(default=None, ge=1)
+    """For each node of a job."""
+    memory: Line | None = None
+    """For each node of a job, such as 64G; 0: all of the node's."""
+    gpu_flag_style: GpuFlagStyle | None = None
+    """How GPUs are asked for: --gres=gpu:N, --gpus=N, or not at all."""
+    gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    """As in --gres=gpu:TYPE:N."""
+    nodes_per_server: Whole | None = Field(default=None, ge=1)
+    servers: Whole | None = Field(default=None, ge=1)
+    """Servers in each job."""
+    swap: bool | None = None
+    """Whether a worker goes on to the next model when its own has nothing left."""
+    signal_lead_s: Whole | None = Field(default=None, ge=30, le=65_535)
+    """How long before the time limit a worker starts to end in order."""
+    requeue: RequeuePolicy | None = None
+    """How a job that runs out of time goes on; auto: by requeue, or by a successor where that is refused."""
+    max_attempts: Whole | None = Field(default=None, ge=1)
+    """Of one array element, its requeues and successors included."""
+    queue_limit: Whole | None = Field(default=None, ge=1)
+    """Jobs that one user may have in the queue."""
+    environment: SlurmEnvironment | None = None
+    """Replaces the profile's as a whole."""
+    container: ContainerSpec | None = None
+    """Merged over the profile's."""
+    staging: StagingSpec | None = None
+    """Merged over the profile's."""
+    sbatch: SbatchOptions = Field(default_factory=dict)
+    """Further options of sbatch, over the profile's: {reservation: eval, exclusive: true}."""
+    env: Variables = Field(default_factory=dict)
+    """Environment variables of the job, over the profile's. Not for secrets: see `pass_env`."""
+    pass_env: Lines = ()
+    """Names of variables that are handed over from the shell that submits."""
+    offline: bool | None = None
+    """Whether nodes are told that there is no hub (HF_HUB_OFFLINE and the like)."""
+    scoring: ScoringSpec | None = None
+    """Merged over the profile's."""
+
+    @field_validator("pass_env")
+    @classmethod
+    def _names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _variable_names(dict.fromkeys(value, ""))
+        return value
+
+
+def _launch_type(value: object) -> object:
+    """`type`, which may be left out for local."""
+    if isinstance(value, Mapping):
+        return value.get("type", "local")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return getattr(value, "type", None)
+
+
+LaunchSpec = Annotated[
+    Annotated[LocalLaunch, Tag("local")] | Annotated[SlurmLaunch, Tag("slurm")], Discriminator(_launch_type)
+]
 
 
 class RunSpec(Strict):

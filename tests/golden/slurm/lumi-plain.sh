@@ -1,0 +1,21 @@
+#!/bin/bash
+#SBATCH --job-name=proctor-first
+#SBATCH --output=/work/runs/first/logs/%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --export=ALL
+#SBATCH --partition=small-g
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:2
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+
+export PYTHONNOUSERSITE=1
+export PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export HF_EVALUATE_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+exec /opt/proctor/bin/python -m proctor.worker '/work/runs/first run' jobs/a100.json "${SLURM_ARRAY_TASK_ID:-0}"
