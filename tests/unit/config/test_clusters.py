@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from proctor.config.clusters.choose import choose, detect
+from proctor.config.clusters.choice import choose, detect
 from proctor.config.clusters.files import load_profiles, user_files
 from proctor.config.clusters.settings import SlurmSettings, resolve_launch
 from proctor.config.spec import SlurmLaunch
