@@ -68,7 +68,10 @@ class Capacity:
 
 
 class Launcher(Protocol):
-    """An async context manager: leaving it ends what it started. Implementations: local, fake."""
+    """An async context manager: leaving it ends what it started, unless it was opened to leave jobs behind.
+
+    Implementations: local, slurm (which alone has that choice, `detach`), fake.
+    """
 
     async def __aenter__(self) -> Self: ...
 

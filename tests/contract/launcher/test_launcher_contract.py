@@ -1,4 +1,4 @@
-"""What every launcher keeps: the same suite over real child processes and over the fake."""
+"""What every launcher keeps: the same suite over real child processes, over a real Slurm, and over the fake."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from proctor.errors import LaunchError
 from proctor.launch.fake import FakeLauncher
-from proctor.launch.launcher import Job, JobState
+from proctor.launch.launcher import Job, JobState, Launcher
 from proctor.launch.local import LocalLauncher
-from proctor.launch.queue import QueueLauncher
 from proctor.launch.slots import GpuSlots
+from proctor.launch.slurm.launcher import SlurmLauncher
 
 # Each program exists twice: as a command line and as a coroutine. Both write "<devices>" to the log first.
 COMMAND = """
@@ -47,17 +48,30 @@ async def body(job: Job, devices: tuple[str, ...], draining: asyncio.Event) -> i
     return 0
 
 
-Make = Callable[..., QueueLauncher]
+Make = Callable[..., AbstractAsyncContextManager[Launcher]]
+OURS = ["local", "fake"]
+"""They choose the devices and the order themselves; Slurm's are its own."""
+SLURM = pytest.param("slurm", marks=[pytest.mark.slurm, pytest.mark.xdist_group("slurm")])
 
 
-@pytest.fixture(params=["local", "fake"])
+@pytest.fixture(params=[*OURS, SLURM])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if request.param == "slurm":
+        request.getfixturevalue("one_node")
 
-    def launcher(devices: tuple[str, ...] = (), *, per_gpu: int = 1, workers: int = 16) -> QueueLauncher:
+    @asynccontextmanager
+    async def launcher(
+        devices: tuple[str, ...] = (), *, per_gpu: int = 1, workers: int = 16
+    ) -> AsyncIterator[Launcher]:
         if request.param == "fake":
-            return FakeLauncher(body, devices=devices, slots_per_gpu=per_gpu, max_workers=workers)
-        return LocalLauncher(slots=GpuSlots(devices, per_gpu), max_workers=workers, grace_s=1.0)
+            made: Launcher = FakeLauncher(body, devices=devices, slots_per_gpu=per_gpu, max_workers=workers)
+        elif request.param == "local":
+            made = LocalLauncher(slots=GpuSlots(devices, per_gpu), max_workers=workers, grace_s=1.0)
+        else:
+            made = await SlurmLauncher.open(max_workers=workers, poll_s=0.1)
+        async with made as entered:
+            yield entered
 
     return launcher
 
@@ -71,7 +85,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
     return build
 
 
-async def reach(launcher: QueueLauncher, **wanted: JobState) -> None:
+async def reach(launcher: Launcher, **wanted: JobState) -> None:
     deadline = time.monotonic() + 20
     while True:
         states = {name: status.state for name, status in (await launcher.poll(wait_s=0.1)).items()}
@@ -89,6 +103,7 @@ async def test_exit_status_decides_between_done_and_failed(make: Make, job) -> N
         assert states["bad"].returncode == 3
 
 
+@pytest.mark.parametrize("make", OURS, indirect=True)
 async def test_lowest_free_devices_are_taken_and_given_back(make: Make, job, tmp_path: Path) -> None:
     async with make(("0", "1", "2", "3")) as launcher:
         await launcher.submit([job("a", gpus=2), job("b", gpus=1)])
@@ -103,6 +118,7 @@ async def test_lowest_free_devices_are_taken_and_given_back(make: Make, job, tmp
         assert (await launcher.capacity()).gpu_slots_free == 1
 
 
+@pytest.mark.parametrize("make", OURS, indirect=True)
 async def test_a_job_sees_its_devices(make: Make, job) -> None:
     async with make(("5", "MIG-ab12")) as launcher:
         await launcher.submit([job("a", "exit0", gpus=2), job("b", "exit0")])
@@ -111,6 +127,7 @@ async def test_a_job_sees_its_devices(make: Make, job) -> None:
         assert launcher.log("b").read_text() == "devices=none\n"
 
 
+@pytest.mark.parametrize("make", OURS, indirect=True)
 async def test_slots_of_one_device_are_shared_but_not_within_a_job(make: Make, job) -> None:
     async with make(("0", "1"), per_gpu=2) as launcher:
         await launcher.submit([job("a", gpus=2), job("b", gpus=1), job("c", gpus=2)])
@@ -120,6 +137,7 @@ async def test_slots_of_one_device_are_shared_but_not_within_a_job(make: Make, j
         assert states["b"].devices == ("0",)
 
 
+@pytest.mark.parametrize("make", OURS, indirect=True)
 async def test_a_waiting_big_job_is_not_overtaken_by_small_ones(make: Make, job, tmp_path: Path) -> None:
     async with make(("0", "1")) as launcher:
         await launcher.submit([job("first", gpus=1), job("big", gpus=2), job("small", gpus=1), job("cpu", "exit0")])
@@ -144,7 +162,7 @@ async def test_no_more_workers_at_a_time_than_allowed(make: Make, job, tmp_path:
 
 async def test_what_could_never_run_is_refused_and_nothing_of_the_call_is_queued(make: Make, job) -> None:
     async with make(("0",)) as launcher:
-        with pytest.raises(LaunchError, match="'b' wants 2 GPUs; this machine offers 1"):
+        with pytest.raises(LaunchError, match=r"'b' wants 2 GPUs; .* offers 1"):
             await launcher.submit([job("a", gpus=1), job("b", gpus=2)])
         assert await launcher.poll() == {}
         await launcher.submit([job("a", "exit0")])

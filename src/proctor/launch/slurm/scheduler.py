@@ -95,13 +95,15 @@ class SlurmScheduler:
         """A new job for one element, an array of that one index; its id. Raises LaunchError."""
         return await submit(self.commands, Submission(script=script, array=array_task or None))
 
-    async def cancel(self, ids: Iterable[str], *, signal: str | None = None) -> None:
+    async def cancel(self, ids: Iterable[str], *, signal: str | None = None, state: str | None = None) -> None:
         """End jobs, arrays (`12`) or elements (`12_3`); with `signal` tell the batch script only, such as INT.
 
-        What has ended already is no error. Raises Unreachable, LaunchError.
+        `state`: only those that are PENDING, RUNNING or SUSPENDED, as the controller sees them. What has ended
+        already is no error. Raises Unreachable, LaunchError.
         """
         wanted = list(dict.fromkeys(ids))
-        flags = () if signal is None else (f"--signal={signal}", "--batch")
+        flags = [] if signal is None else [f"--signal={signal}", "--batch"]
+        flags += [] if state is None else [f"--state={state}"]
         for start in range(0, len(wanted), CANCELLED_AT_ONCE):
             try:
                 await self.commands.call("scancel", *flags, *wanted[start : start + CANCELLED_AT_ONCE])

@@ -85,10 +85,15 @@ async def submit(commands: Commands, submission: Submission) -> str:
     output = await commands.call(
         *submission.argv(), text=submission.script, env=submission.env, timeout_s=SUBMIT_TIMEOUT_S
     )
-    lines = output.out.split()
+    return job_id(output.out)
+
+
+def job_id(text: str) -> str:
+    """What `sbatch --parsable` printed, without the cluster's name. Raises LaunchError for anything else."""
+    lines = text.split()
     found = _JOB.fullmatch(lines[-1]) if lines else None
     if found is None:
-        raise LaunchError(f"sbatch printed no job id but {output.out.strip()!r}", hint="see `squeue --me`")
+        raise LaunchError(f"sbatch printed no job id but {text.strip()!r}", hint="see `squeue --me`")
     return found.group(1)
 
 
