@@ -16,27 +16,45 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from proctor.api.cluster_check import CheckedCluster, check_cluster
+    from proctor.api.cluster_profiles import KnownClusters, ResolvedCluster, clusters, detect_cluster, resolve_cluster
     from proctor.api.counting import status
     from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, models, prepare, validate
     from proctor.api.planning import plan
-    from proctor.api.presenting import outcome_to_json, owed_words, plan_to_json, scores_to_json
+    from proctor.api.presenting import (
+        outcome_to_json,
+        owed_words,
+        plan_to_json,
+        scores_to_json,
+        submission_to_json,
+    )
     from proctor.api.progress import Progress, Silent
     from proctor.api.running import Outcome, run
     from proctor.api.scoring import Scores, score
     from proctor.api.searching import has_lm_eval, search_tasks
+    from proctor.api.submitting import Selection, SubmitOutcome, submit
     from proctor.api.targets import Target
     from proctor.config.schema import json_schema
     from proctor.plan import Plan
 
 _HOMES: Final = {
+    "proctor.api.cluster_check": ("CheckedCluster", "check_cluster"),
+    "proctor.api.cluster_profiles": (
+        "KnownClusters",
+        "ResolvedCluster",
+        "clusters",
+        "detect_cluster",
+        "resolve_cluster",
+    ),
     "proctor.api.counting": ("status",),
     "proctor.api.inspecting": ("Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "validate"),
     "proctor.api.planning": ("plan",),
-    "proctor.api.presenting": ("outcome_to_json", "owed_words", "plan_to_json", "scores_to_json"),
+    "proctor.api.presenting": ("outcome_to_json", "owed_words", "plan_to_json", "scores_to_json", "submission_to_json"),
     "proctor.api.progress": ("Progress", "Silent"),
     "proctor.api.running": ("Outcome", "run"),
     "proctor.api.scoring": ("Scores", "score"),
     "proctor.api.searching": ("has_lm_eval", "search_tasks"),
+    "proctor.api.submitting": ("Selection", "SubmitOutcome", "submit"),
     "proctor.api.targets": ("Target",),
     "proctor.config.schema": ("json_schema",),
     "proctor.plan": ("Plan",),
@@ -45,13 +63,21 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 
 __all__ = [
     "Checked",
+    "CheckedCluster",
+    "KnownClusters",
     "Outcome",
     "Plan",
     "PreparedTask",
     "Progress",
+    "ResolvedCluster",
     "Scores",
+    "Selection",
     "Silent",
+    "SubmitOutcome",
     "Target",
+    "check_cluster",
+    "clusters",
+    "detect_cluster",
     "fetch_model",
     "has_lm_eval",
     "init",
@@ -62,11 +88,14 @@ __all__ = [
     "plan",
     "plan_to_json",
     "prepare",
+    "resolve_cluster",
     "run",
     "score",
     "scores_to_json",
     "search_tasks",
     "status",
+    "submission_to_json",
+    "submit",
     "validate",
 ]
 

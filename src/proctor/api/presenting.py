@@ -7,6 +7,7 @@ from typing import Any
 
 from proctor.api.running import Outcome
 from proctor.api.scoring import Scores
+from proctor.api.submitting import SubmitOutcome
 from proctor.plan import Plan
 from proctor.report.table import rows_to_json
 
@@ -15,6 +16,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan without its single requests."""
     return {
         "run": plan.run,
+        "strategy": plan.strategy,
         "forecast": asdict(plan.forecast),
         "models": [
             {
@@ -27,6 +29,14 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
                 "shared": m.shared,
                 "damaged": m.damaged,
                 "shards": len(m.shards),
+                "cost_s": m.cost_s,
+                "prompt_tokens": m.prompt_tokens,
+                "completion_tokens": m.completion_tokens,
+                "startup_s": m.startup_s,
+                "longest_s": m.longest_s,
+                "workers": m.workers,
+                "gpus": m.gpus,
+                "rates": m.rates,
                 "tasks": [asdict(t) for t in m.tasks],
             }
             for m in plan.models
@@ -54,6 +64,19 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         "owed": outcome.after.owed,
         "drained": outcome.drained,
         "errors": [str(e) for e in outcome.errors],
+    }
+
+
+def submission_to_json(outcome: SubmitOutcome) -> dict[str, Any]:
+    """What was sent, what a limit kept out, and why."""
+    return {
+        "run": outcome.run,
+        "dry_run": outcome.dry_run,
+        "arrays": [asdict(a) for a in outcome.arrays],
+        "sent": [asdict(s) for s in outcome.sent],
+        "owed_elements": outcome.owed,
+        "stopped_by": None if outcome.stopped_by is None else str(outcome.stopped_by),
+        "plan": plan_to_json(outcome.plan),
     }
 
 

@@ -18,8 +18,10 @@ VERBS: Final = {
     "prepare": "Record the tasks' requests and prove that they can be marked offline.",
     "plan": "Show what is owed and what it will cost.",
     "run": "Do everything that is still owed, then print the scores.",
+    "submit": "Send workers to a Slurm cluster for everything that is still owed.",
     "status": "Show how far a run is.",
     "score": "Mark the answers that are there. Needs no model.",
+    "clusters": "List, show, detect and check cluster profiles.",
 }
 """Verb → help. Listed here so that --help imports nothing."""
 

@@ -1,4 +1,6 @@
-"""`python -m proctor.worker RUN_DIRECTORY ASSIGNMENT INDEX`: one worker process.
+"""`python -m proctor.worker RUN_DIRECTORY ASSIGNMENT INDEX [--offset N] [--retry-failed]`: one worker process.
+
+The worker's number is INDEX + N: arrays count from 0 again where a work was sent in several.
 
 SIGINT or SIGTERM once: finish what is in flight, keep it, exit 3 if work is owed. Twice: stop at once. SIGUSR1: the
 time is nearly up: drain, and arrange that the rest goes on.
@@ -28,12 +30,13 @@ async def work(directory: RunDirectory, assignment: Assignment, *, index: int, r
 def main(arguments: list[str]) -> int:
     """Run one worker; the exit code is the error's."""
     run, assignment, index, *flags = arguments
+    offset = int(flags[flags.index("--offset") + 1]) if "--offset" in flags else 0
     try:
         done = asyncio.run(
             work(
                 RunDirectory(Path(run)),
                 Assignment.read(Path(assignment)),
-                index=int(index),
+                index=int(index) + offset,
                 retry_failed="--retry-failed" in flags,
             )
         )

@@ -98,7 +98,10 @@ def earlier_attempts(records: Sequence[AttemptRecord], job: str, array_task: str
 class Scheduler(Protocol):
     """What a worker needs of the scheduler that started it."""
 
-    cluster: str
+    @property
+    def cluster(self) -> str:
+        """Its name: the same job id means another job elsewhere."""
+        ...
 
     def is_live(self, job: str, array_task: str, restart: int) -> bool | None:
         """Whether that very attempt still runs by the scheduler's word; None: it does not answer. Blocks."""

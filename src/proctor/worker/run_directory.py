@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from proctor.errors import StoreError
 from proctor.records import Shard
-from proctor.store.arrow import pa, pq
+from proctor.store.arrow import pa
+from proctor.worker.plan_file import read_plan, write_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,11 @@ class RunDirectory:
     @property
     def events(self) -> Path:
         return self.root / "events"
+
+    @property
+    def submissions(self) -> Path:
+        """What was sent to a cluster, a line each."""
+        return self.root / "submissions.jsonl"
 
     @property
     def attempts(self) -> Path:
@@ -93,15 +97,19 @@ class RunDirectory:
             ) from error
 
     def write_shards(self, shards: Sequence[Shard]) -> None:
-        """Replace the plan. Columns: model, shard, cost_s, task, ordinal; one row per request, in asking order."""
-        rows = [(s.model, s.id, s.cost_s, task, ordinal) for s in shards for task, ordinal in s.items]
-        columns: list[list[Any]] = [list(c) for c in zip(*rows, strict=True)] or [[], [], [], [], []]
-        types: list[Any] = [pa.string(), pa.string(), pa.float64(), pa.string(), pa.int64()]
-        names = ["model", "shard", "cost_s", "task", "ordinal"]
-        table = pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
+        """Replace the plan by these shards. Raises StoreError."""
+        models = {shard.model: [s for s in shards if s.model == shard.model] for shard in shards}
+        self.write_plan(models)
+
+    def write_plan(self, models: Mapping[str, Sequence[Shard]]) -> None:
+        """Replace the plan by the shards of these models. Raises StoreError.
+
+        One row for each request of a cut, in asking order, one or more row groups for each cut; the file's metadata
+        says which models have which cut: those that owe the same share their rows.
+        """
         fresh = self.plan.with_name(f".plan.{os.getpid()}")
         try:
-            pq.write_table(table, fresh, compression="zstd")
+            write_plan(fresh, models)
             fresh.replace(self.plan)
         except OSError as error:
             fresh.unlink(missing_ok=True)
@@ -110,21 +118,9 @@ class RunDirectory:
     def read_shards(self, model: str) -> list[Shard]:
         """The planned shards of one model, in asking order. Raises StoreError if there is no readable plan."""
         try:
-            table = pq.read_table(self.plan, filters=[("model", "=", model)])
-        except (OSError, pa.ArrowInvalid) as error:
+            return read_plan(self.plan, model)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise StoreError(
                 f"cannot read the plan {str(self.plan)!r}: {error}",
                 hint="repeat `proctor run`: it plans again",
             ) from error
-        return list(_shards(table.to_pylist()))
-
-
-def _shards(rows: Iterable[dict[str, Any]]) -> Iterable[Shard]:
-    for (model, shard), items in groupby(rows, key=lambda r: (r["model"], r["shard"])):
-        members = list(items)
-        yield Shard(
-            id=shard,
-            model=model,
-            cost_s=members[0]["cost_s"],
-            items=tuple((r["task"], r["ordinal"]) for r in members),
-        )

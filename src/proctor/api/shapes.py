@@ -1,0 +1,103 @@
+"""Targets that need the same resources of a cluster: one array of workers serves them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from proctor.api.context import RunContext
+from proctor.api.targets import Target
+from proctor.config.clusters import choose, load_profiles, resolve_launch, user_files
+from proctor.config.clusters.settings import SlurmSettings
+from proctor.config.names import slug
+from proctor.config.spec import SlurmLaunch
+from proctor.errors import ConfigError
+from proctor.plan import ModelPlan
+from proctor.records import digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One kind of job: what it asks the cluster for, and the models that its workers take."""
+
+    id: str
+    """Stable for one run directory and one kind of resources; part of the job's name."""
+    name: str
+    """The job's name in the queue."""
+    settings: SlurmSettings
+    gpus: int
+    """On each node."""
+    targets: tuple[Target, ...]
+    plans: tuple[ModelPlan, ...]
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds of one server that the models owe."""
+        return sum(s.cost_s for p in self.plans for s in p.shards)
+
+    @property
+    def shards(self) -> int:
+        return sum(len(p.shards) for p in self.plans)
+
+
+def shapes(
+    context: RunContext, targets: Sequence[Target], plans: Sequence[ModelPlan], environ: Mapping[str, str]
+) -> list[Shape]:
+    """The owing targets by the resources that they need, in plan order.
+
+    Raises ConfigError for a model whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
+    """
+    found: dict[str, Shape] = {}
+    for target, plan in zip(targets, plans, strict=True):
+        if not plan.shards:
+            continue
+        settings = settings_of(context, target, environ)
+        gpus = -(-target.gpus // settings.nodes)
+        key = _id(context, settings, gpus)
+        if key in found:
+            shape = found[key]
+            found[key] = replace(shape, targets=(*shape.targets, target), plans=(*shape.plans, plan))
+        else:
+            found[key] = Shape(
+                id=key,
+                name=job_name(context, key),
+                settings=settings,
+                gpus=gpus,
+                targets=(target,),
+                plans=(plan,),
+            )
+    return list(found.values())
+
+
+def settings_of(context: RunContext, target: Target, environ: Mapping[str, str]) -> SlurmSettings:
+    """What `target`'s jobs are on this cluster. Raises ConfigError, UnknownName."""
+    launch = target.launch
+    if not isinstance(launch, SlurmLaunch):
+        raise ConfigError(
+            f"launch.type of model {target.id!r} is {launch.type!r}: only `slurm` can be submitted",
+            hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
+        )
+    profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
+    choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=(socket.gethostname, socket.getfqdn))
+    return resolve_launch(launch, choice.profile, environ)
+
+
+def job_prefix(context: RunContext) -> str:
+    """What the names of all of this run's jobs begin with; another run's never do."""
+    where = digest(os.fspath(Path(context.directory.root).resolve()))[:8]
+    return f"proctor-{slug(context.spec.name)[:40]}-{where}"
+
+
+def job_name(context: RunContext, shape: str) -> str:
+    """Of the jobs of one shape."""
+    return f"{job_prefix(context)}-{shape}"
+
+
+def _id(context: RunContext, settings: SlurmSettings, gpus: int) -> str:
+    stated = asdict(replace(settings, overrides=(), workers=None, throttle=None))
+    text = json.dumps([stated, gpus], sort_keys=True, default=str)
+    return digest(text)[:6]

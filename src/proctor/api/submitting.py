@@ -1,0 +1,436 @@
+"""Send what is owed to a Slurm cluster: one array of workers for each kind of resources, and a job that marks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+from proctor.api.context import RunContext
+from proctor.api.planning import make_plan
+from proctor.api.progress import Progress, Silent
+from proctor.api.recording import record
+from proctor.api.shapes import Shape, job_name, shapes
+from proctor.api.targets import Target, resolve_targets
+from proctor.errors import LaunchError, UnknownName
+from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
+from proctor.launch.slurm.commands import Commands
+from proctor.launch.slurm.queue import read_queue
+from proctor.launch.slurm.records import QueueRecord
+from proctor.launch.slurm.scheduler import SlurmScheduler
+from proctor.launch.slurm.submission import Chunk, Submission, submit_elements
+from proctor.launch.slurm.submission import submit as submit_one
+from proctor.launch.slurm_script import Variable, log_pattern, scoring_script, worker_script
+from proctor.plan import ModelPlan, Plan
+from proctor.plan.forecast import TimeLimit, recommended_workers, time_limit
+from proctor.report.submission import ArrayPlan
+from proctor.worker.assignment import LINGER_S, Assignment, SlurmTerms
+from proctor.worker.run_directory import RunDirectory
+
+SCORE: Final = "score"
+"""The shape of the job that marks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """One array, or the scoring job, in the queue: a line of the run's `submissions.jsonl`."""
+
+    job: str
+    shape: str
+    name: str
+    elements: int
+    first: int
+    """Number of its first worker among those of the shape."""
+    time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOutcome:
+    """What `proctor submit` did, or with `dry_run` would do."""
+
+    run: str
+    plan: Plan
+    arrays: tuple[ArrayPlan, ...]
+    sent: tuple[Sent, ...]
+    owed: int
+    """Elements that a limit kept out of the queue."""
+    dry_run: bool
+    stopped_by: LaunchError | None = None
+    scoring: str | None = None
+    """The scoring job's script, in a dry run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which part of what is owed a call of `submit` is about."""
+
+    limit: int | None = None
+    """At most so many array elements."""
+    models: tuple[str, ...] = ()
+    """Only these, by name; empty: all."""
+    retry_failed: bool = False
+    reasons: tuple[str, ...] = ()
+    """With `retry_failed`: only what failed at these boundaries; empty: all."""
+
+
+ALL: Final = Selection()
+
+
+async def submit(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    select: Selection = ALL,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> SubmitOutcome:
+    """Send workers for what is owed, as far as none wait or run for it already, and a job that marks afterwards.
+
+    What a limit of the cluster keeps out is counted as owed, and the next call sends it. Raises ConfigError,
+    UnknownName, LaunchError before anything is sent.
+    """
+    progress = progress or Silent()
+    environ, retry_failed = os.environ, select.retry_failed
+    context = RunContext.open(config, overrides)
+    store = context.store(create=True)
+    context.write_configuration()
+    progress.phase("recording the tasks")
+    recorded = await asyncio.to_thread(record, context, store)
+    progress.phase("reading the models")
+    targets = _chosen(await asyncio.to_thread(resolve_targets, context, store), select.models)
+    plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
+    progress.planned(plan)
+    progress.phase("asking the cluster")
+    scheduler = await SlurmScheduler.open(Commands())
+    queue = await asyncio.to_thread(read_queue, scheduler.commands)
+    partitions = await read_partitions(scheduler.commands)
+    found = shapes(context, targets, plan.models, environ)
+    drafts = [
+        _draft(context, shape, queue, partitions, scheduler, retry_failed=retry_failed, environ=environ)
+        for shape in found
+    ]
+    drafts = _limited(drafts, select.limit)
+    result = SubmitOutcome(
+        run=context.spec.name,
+        plan=plan,
+        arrays=tuple(d.plan for d in drafts),
+        sent=(),
+        owed=0,
+        dry_run=dry_run,
+        scoring=_scoring_text(context, drafts[0].shape) if drafts else None,
+    )
+    if dry_run or not any(d.plan.missing for d in drafts):
+        return result
+    progress.phase("submitting")
+    return await _send(context, scheduler, drafts, queue, result, environ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    shape: Shape
+    plan: ArrayPlan
+    limit: TimeLimit | None
+    retry_failed: bool
+    environment: Mapping[str, str]
+
+    def script(self, context: RunContext, offset: int) -> str:
+        return _script(context, self.shape, self.limit, offset=offset, retry_failed=self.retry_failed)
+
+
+def _chosen(targets: list[Target], names: Sequence[str]) -> list[Target]:
+    if not names:
+        return targets
+    known = {t.id for t in targets} | {t.entry.name for t in targets}
+    for name in names:
+        if name not in known:
+            raise UnknownName.among("model", name, sorted(known), hint="`proctor models CONFIG` lists them")
+    return [t for t in targets if t.id in names or t.entry.name in names]
+
+
+def _draft(
+    context: RunContext,
+    shape: Shape,
+    queue: Sequence[QueueRecord],
+    partitions: Sequence[Partition],
+    scheduler: SlurmScheduler,
+    *,
+    retry_failed: bool,
+    environ: Mapping[str, str],
+) -> _Draft:
+    settings = shape.settings
+    startup_s = max(p.startup_s for p in shape.plans)
+    longest_s = max(p.longest_s for p in shape.plans)
+    if settings.workers is not None:
+        workers, reason = settings.workers, "launch.workers"
+    else:
+        best = recommended_workers(shape.cost_s, startup_s=startup_s, floor_s=_FLOOR_S, longest_s=longest_s)
+        # Each model has to be loaded once: fewer workers than models means swaps, not a shorter queue.
+        workers, reason = max(best.workers, min(len(shape.targets), _MODELS_AT_ONCE)), best.reason
+    workers = max(1, min(workers, shape.shards))
+    named = choose_partition(settings.partition, partitions)
+    limit = _time_limit(shape, named, workers, startup_s=startup_s, longest_s=longest_s)
+    seconds = limit.seconds if limit is not None else settings.time_limit_s
+    demand = Demand(
+        partition=settings.partition,
+        time_limit_s=seconds,
+        least_s=startup_s + longest_s,
+        nodes=settings.nodes,
+        gpus_per_node=0 if settings.gpu_flag_style == "none" else shape.gpus,
+        gpu_type=settings.gpu_type,
+        cpus_per_node=settings.cpus or 1,
+    )
+    check_demand(demand, partitions)
+    live = sum(r.name == shape.name and not r.stands.final for r in queue)
+    script = _script(context, shape, limit, offset=0, retry_failed=retry_failed)
+    plan = ArrayPlan(
+        shape=shape.id,
+        name=shape.name,
+        models=tuple(t.id for t in shape.targets),
+        script=script,
+        cluster=settings.cluster,
+        partition=settings.partition or named.name,
+        gpus=shape.gpus,
+        nodes=settings.nodes,
+        workers=workers,
+        live=live,
+        missing=max(0, workers - live),
+        time_limit_s=seconds,
+        attempts=limit.attempts if limit is not None else 1,
+        reason=reason,
+        overrides=tuple(
+            f"{o.key}: {o.value!r} instead of {o.profile_value!r} ({o.source})" for o in settings.overrides
+        ),
+    )
+    environment = worker_environment(shape, environ)
+    return _Draft(shape=shape, plan=plan, limit=limit, retry_failed=retry_failed, environment=environment)
+
+
+_FLOOR_S: Final = 2.0
+"""A shard is at least so much work."""
+_MODELS_AT_ONCE: Final = 8
+
+
+def _time_limit(
+    shape: Shape, partition: Partition, workers: int, *, startup_s: float, longest_s: float
+) -> TimeLimit | None:
+    """The limit from the forecast, where it is to come from there. Raises ConfigError if no shard would fit."""
+    settings = shape.settings
+    if not settings.auto_time:
+        return None
+    most = [s for s in (settings.max_time_s, partition.max_time_s) if s is not None]
+    # A worker that goes on to other models starts each of them once.
+    swaps = ceil(len(shape.targets) / workers) if settings.swap else 1
+    return time_limit(
+        shape.cost_s,
+        workers,
+        startup_s=startup_s * swaps,
+        longest_s=longest_s,
+        most_s=min(most) if most else None,
+        drain_s=float(settings.signal_lead_s),
+    )
+
+
+def _limited(drafts: Sequence[_Draft], limit: int | None) -> list[_Draft]:
+    if limit is None:
+        return list(drafts)
+    found: list[_Draft] = []
+    for draft in drafts:
+        take = min(limit, draft.plan.missing)
+        limit -= take
+        found.append(replace(draft, plan=replace(draft.plan, missing=take)))
+    return found
+
+
+def _script(context: RunContext, shape: Shape, limit: TimeLimit | None, *, offset: int, retry_failed: bool) -> str:
+    directory = _absolute(context.directory)
+    flags = (["--offset", str(offset)] if offset else []) + (["--retry-failed"] if retry_failed else [])
+    keys = {t.entry.api_key_env for t in shape.targets if t.entry.api_key_env}
+    return worker_script(
+        shape.settings,
+        name=shape.name,
+        log=log_pattern(directory.logs, f"{shape.id}-%A_%a.log"),
+        python=sys.executable,
+        argv=(
+            "-m",
+            "proctor.worker",
+            str(directory.root),
+            str(directory.assignments / f"{shape.id}.json"),
+            Variable.ARRAY_TASK,
+            *flags,
+        ),
+        gpus=shape.gpus,
+        time_limit_s=limit.seconds if limit is not None else shape.settings.time_limit_s,
+        pass_env=sorted(keys),
+    ).text()
+
+
+def worker_environment(shape: Shape, environ: Mapping[str, str]) -> dict[str, str]:
+    """What sbatch is run with. Raises LaunchError if a key that a model needs is not set here."""
+    names = {t.entry.api_key_env: t.id for t in shape.targets if t.entry.api_key_env}
+    for name, model in names.items():
+        if not environ.get(name):
+            raise LaunchError(
+                f"the environment variable {name!r} that holds the key of {model!r} is not set",
+                hint=f"export {name}=… and repeat the command",
+            )
+    script = worker_script(
+        shape.settings, name=shape.name, log="", python="", argv=(), gpus=shape.gpus, time_limit_s=None,
+        pass_env=sorted(names),
+    )  # fmt: skip
+    return script.submission_environment(environ)
+
+
+def _scoring_text(context: RunContext, shape: Shape) -> str | None:
+    settings = shape.settings
+    if settings.scoring is None:
+        return None
+    directory = _absolute(context.directory)
+    return scoring_script(
+        settings,
+        settings.scoring,
+        name=job_name(context, SCORE),
+        log=log_pattern(directory.logs, f"{SCORE}-%j.log"),
+        python=sys.executable,
+        argv=("-m", "proctor", "score", str(directory.resolved)),
+    ).text()
+
+
+async def _send(
+    context: RunContext,
+    scheduler: SlurmScheduler,
+    drafts: Sequence[_Draft],
+    queue: Sequence[QueueRecord],
+    result: SubmitOutcome,
+    environ: Mapping[str, str],
+) -> SubmitOutcome:
+    directory = _absolute(context.directory)
+    directory.write_shards([s for d in drafts for p in d.shape.plans for s in p.shards])
+    for draft in drafts:
+        _write_assignment(context, draft)
+    sent: list[Sent] = []
+    stopped: LaunchError | None = None
+    owed = 0
+    waiting = [d for d in drafts if d.plan.missing]
+    while waiting and stopped is None:
+        draft = waiting.pop(0)
+
+        def render(chunk: Chunk, draft: _Draft = draft) -> Submission:
+            first = draft.plan.live + chunk.offset
+            return Submission(script=draft.script(context, first), env=draft.environment)
+
+        done = await submit_elements(
+            scheduler.commands,
+            render,
+            draft.plan.missing,
+            max_array=min(scheduler.limits.max_array, draft.shape.settings.array_limit or scheduler.limits.max_array),
+            queue_limit=draft.shape.settings.queue_limit,
+            throttle=draft.shape.settings.throttle,
+        )
+        for chunk, job in done.jobs:
+            sent.append(_note(directory, draft.shape, job, chunk.size, draft.plan.live + chunk.offset))
+        owed += done.owed
+        stopped = done.stopped_by
+    owed += sum(d.plan.missing for d in waiting)
+    if sent:
+        scoring = await _send_scoring(context, scheduler, drafts[0].shape, sent, queue, environ)
+        sent += [scoring] if scoring is not None else []
+    return replace(result, sent=tuple(sent), owed=owed, stopped_by=stopped)
+
+
+async def _send_scoring(
+    context: RunContext,
+    scheduler: SlurmScheduler,
+    shape: Shape,
+    sent: Sequence[Sent],
+    queue: Sequence[QueueRecord],
+    environ: Mapping[str, str],
+) -> Sent | None:
+    """One job that marks when all workers have ended, instead of one that waits for earlier ones only."""
+    text = _scoring_text(context, shape)
+    if text is None:
+        return None
+    name = job_name(context, SCORE)
+    waiting = [r.id for r in queue if r.name == name and not r.stands.final]
+    running = {r.array for r in queue if r.name.startswith(f"{name.removesuffix(SCORE)}") and not r.stands.final}
+    after = sorted({s.job for s in sent} | (running - {r.array for r in queue if r.name == name}), key=int)
+    env = worker_environment(shape, environ)
+    try:
+        job = await submit_one(
+            scheduler.commands, Submission(script=text, dependency=f"afterany:{':'.join(after)}", env=env)
+        )
+    except LaunchError:
+        # The arrays are in the queue and count; marking is one command away.
+        return None
+    await scheduler.cancel(waiting)
+    return _note(_absolute(context.directory), replace(shape, id=SCORE, name=name), job, 1, 0)
+
+
+def _write_assignment(context: RunContext, draft: _Draft) -> None:
+    directory, settings = context.directory, draft.shape.settings
+    files: list[str] = []
+    for target in draft.shape.targets:
+        job = target.job(context)
+        file = f"{job.job_id}.json"
+        job.write(directory.jobs / file)
+        files.append(file)
+    Assignment(
+        shape=draft.shape.id,
+        jobs=tuple(files),
+        costs=tuple(_cost(p) for p in draft.shape.plans),
+        workers=draft.plan.workers,
+        swap=settings.swap,
+        linger_s=LINGER_S,
+        slurm=SlurmTerms(
+            requeue=settings.requeue,
+            script=draft.plan.script,
+            max_attempts=settings.max_attempts,
+            signal_lead_s=settings.signal_lead_s,
+        ),
+    ).write(directory.assignments / f"{draft.shape.id}.json")
+    directory.write(directory.jobs.parent / "assignments" / f"{draft.shape.id}.sh", draft.plan.script)
+
+
+def _cost(plan: ModelPlan) -> float:
+    return sum(s.cost_s for s in plan.shards)
+
+
+def _absolute(directory: RunDirectory) -> RunDirectory:
+    return RunDirectory(Path(directory.root).resolve())
+
+
+def _note(directory: RunDirectory, shape: Shape, job: str, elements: int, first: int) -> Sent:
+    sent = Sent(job=job, shape=shape.id, name=shape.name, elements=elements, first=first, time=time.time())
+    with directory.submissions.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(sent)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return sent
+
+
+def read_submissions(directory: RunDirectory) -> list[Sent]:
+    """Everything that was ever sent for this run, oldest first."""
+    try:
+        lines = directory.submissions.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found: list[Sent] = []
+    for line in lines:
+        try:
+            raw: dict[str, Any] = json.loads(line)
+            found.append(Sent(**raw))
+        except (ValueError, TypeError):
+            continue  # half a line of a killed command: the queue still knows the job by its name
+    return found
+
+
+def by_state(records: Sequence[QueueRecord]) -> dict[str, int]:
+    """How many elements stand where."""
+    return dict(Counter(r.stands.value for r in records))
