@@ -27,7 +27,7 @@ from proctor.config.spec import RunSpec
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "design").glob("*.md"))]
 GGUF = os.environ.get("PROCTOR_TEST_GGUF")
-KNOWN_NEEDS = {"embedded", "lm-eval", "vllm", "weights", "checkout"}
+KNOWN_NEEDS = {"embedded", "lm-eval", "vllm", "weights", "checkout", "slurm"}
 
 each = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 

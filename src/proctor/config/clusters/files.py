@@ -35,8 +35,12 @@ def user_files(environ: Mapping[str, str], beside: Path | None = None) -> list[P
     for path in named:
         if not path.is_file():
             raise ConfigError(f"{VARIABLE} names {str(path)!r}, which is no file")
-    places = [directory / FILE for directory in (beside, user_config_path("proctor", appauthor=False)) if directory]
-    return named + [path for path in places if path.is_file()]
+    return named + [path for path in user_places(beside) if path.is_file()]
+
+
+def user_places(beside: Path | None = None) -> list[Path]:
+    """Where a user's file of profiles is looked for, beside what PROCTOR_CLUSTERS names."""
+    return [directory / FILE for directory in (beside, user_config_path("proctor", appauthor=False)) if directory]
 
 
 def load_profiles(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str, ClusterProfile]:

@@ -176,6 +176,12 @@ def flat(value: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def effective(profile: ClusterProfile, settings: SlurmSettings) -> dict[str, Any]:
+    """Every key of the profile, and those that overrides added, with the value that is used."""
+    values = flat(profile.model_dump(exclude={"name", "source", "description"}))
+    return values | {override.key: override.value for override in settings.overrides}
+
+
 class _Values:
     """Settings under dotted keys, and which of them are no longer the profile's."""
 
