@@ -8,12 +8,11 @@ from typing import Final
 
 from proctor.errors import LaunchError, LimitReached, ProctorError, UnknownName
 
-_LIMITS: Final = (
-    # Slurm's own names of limits: QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit, AssocMaxWallDurationPerJobLimit
-    re.compile(r"\b((?:QOS|Assoc|Max)\w*(?:Limit|PerUser|PerAccount|PerJob)\w*)\b"),
-    re.compile(r"(Job violates accounting/QOS policy)"),
-)
-_TEMPORARY: Final = re.compile(r"Submit|Grp\w*Jobs|policy", re.IGNORECASE)
+_NAMED: Final = re.compile(r"\b((?:QOS|Assoc)\w*(?:Limit|PerUser|PerAccount|PerJob)\w*)\b")
+"""Slurm's own names: QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit, QOSMaxWallDurationPerJobLimit, ..."""
+_TEMPORARY: Final = re.compile(r"Submit|Grp\w*Jobs")
+"""Those that jobs which end make room under; the others are about what one job asks for."""
+_POLICY: Final = "Job violates accounting/QOS policy"
 _FULL: Final = re.compile(r"resource temporarily unavailable|slurm temporarily unable to accept job", re.IGNORECASE)
 _ARRAY: Final = re.compile(r"invalid job array specification", re.IGNORECASE)
 
@@ -47,6 +46,13 @@ _REFUSALS: Final[tuple[tuple[str, type[ProctorError], str, str, str], ...]] = (
         "",
         "no node of the partition has what the job asks for (GPUs, CPUs, memory, number of nodes)",
         "`sinfo -o '%P %D %c %m %G'` lists what the nodes of each partition have",
+    ),
+    (
+        r"\b(?:QOS|Assoc)(?:Max|Min|Grp)\w+",
+        LaunchError,
+        "",
+        "the job asks for more than a limit of its QOS or account allows",
+        "ask for less, or see `sacctmgr show qos` and `sacctmgr show associations user=$USER`",
     ),
     (
         r"requested time limit is invalid|invalid --time",
@@ -130,10 +136,11 @@ _LIMIT_HINTS: Final = {
 
 def limit_in(message: str) -> str | None:
     """The name of the limit that Slurm's words are about; None if they are about something else."""
-    for pattern in _LIMITS:
-        found = pattern.search(message)
-        if found is not None and _TEMPORARY.search(found.group(1)):
-            return found.group(1)
+    named = _NAMED.search(message)
+    if named is not None:
+        return named.group(1) if _TEMPORARY.search(named.group(1)) else None
+    if _POLICY in message:
+        return _POLICY
     if _ARRAY.search(message):
         return "MaxArraySize"
     if _FULL.search(message):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -107,7 +108,7 @@ def chunks(count: int, *, max_array: int, room: int | None = None) -> list[Chunk
     total = count if room is None else max(0, min(count, room))
     number = -(-total // max_array)
     sizes = [total // number + (index < total % number) for index in range(number)]
-    return [Chunk(offset=sum(sizes[:index]), size=size) for index, size in enumerate(sizes)]
+    return [Chunk(offset=end - size, size=size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
 
 
 async def room_left(commands: Commands, queue_limit: int | None) -> int | None:
@@ -145,9 +146,8 @@ async def submit_elements(
     done = 0
     while waiting:
         chunk = waiting.pop(0)
-        plain = render(chunk)
         try:
-            job = await submit(commands, _with_array(plain, chunk.spec(throttle)))
+            job = await submit(commands, replace(render(chunk), array=chunk.spec(throttle)))
         except LimitReached as limit:
             stopped = limit
             # A full queue of the whole cluster takes two minutes to refuse; halving would take them again and again.
@@ -165,16 +165,3 @@ async def submit_elements(
             # What was accepted after a refusal leaves less room than was refused: try half of it once more.
             waiting = [Chunk(offset=done, size=chunk.size // 2)] if chunk.size > 1 else []
     return Submitted(jobs=tuple(jobs), owed=count - done, stopped_by=stopped if done < count else None)
-
-
-def _with_array(submission: Submission, array: str) -> Submission:
-    return Submission(
-        script=submission.script,
-        array=array,
-        dependency=submission.dependency,
-        partition=submission.partition,
-        account=submission.account,
-        qos=submission.qos,
-        env=submission.env,
-        cwd=submission.cwd,
-    )
