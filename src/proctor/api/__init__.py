@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from proctor.api.cluster_profiles import KnownClusters, ResolvedCluster, clusters, detect_cluster, resolve_cluster
     from proctor.api.counting import status
     from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, models, prepare, validate
+    from proctor.api.jobs import cancel
+    from proctor.api.logs import FailedSample, LogFile, failed_samples, last_lines, log_files
     from proctor.api.planning import plan
     from proctor.api.presenting import (
         outcome_to_json,
@@ -48,6 +50,8 @@ _HOMES: Final = {
     ),
     "proctor.api.counting": ("status",),
     "proctor.api.inspecting": ("Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "validate"),
+    "proctor.api.jobs": ("cancel",),
+    "proctor.api.logs": ("FailedSample", "LogFile", "failed_samples", "last_lines", "log_files"),
     "proctor.api.planning": ("plan",),
     "proctor.api.presenting": ("outcome_to_json", "owed_words", "plan_to_json", "scores_to_json", "submission_to_json"),
     "proctor.api.progress": ("Progress", "Silent"),
@@ -64,7 +68,9 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 __all__ = [
     "Checked",
     "CheckedCluster",
+    "FailedSample",
     "KnownClusters",
+    "LogFile",
     "Outcome",
     "Plan",
     "PreparedTask",
@@ -75,13 +81,17 @@ __all__ = [
     "Silent",
     "SubmitOutcome",
     "Target",
+    "cancel",
     "check_cluster",
     "clusters",
     "detect_cluster",
+    "failed_samples",
     "fetch_model",
     "has_lm_eval",
     "init",
     "json_schema",
+    "last_lines",
+    "log_files",
     "models",
     "outcome_to_json",
     "owed_words",

@@ -18,7 +18,7 @@ from proctor.api.context import RunContext
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import record
-from proctor.api.shapes import Shape, job_name, shapes
+from proctor.api.shapes import Shape, job_name, job_prefix, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
@@ -65,7 +65,8 @@ class SubmitOutcome:
     dry_run: bool
     stopped_by: LaunchError | None = None
     scoring: str | None = None
-    """The scoring job's script, in a dry run."""
+    """The script of the job that marks."""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ async def submit(
         sent=(),
         owed=0,
         dry_run=dry_run,
-        scoring=_scoring_text(context, drafts[0].shape) if drafts else None,
+        scoring=_scoring_text(context, drafts[0].shape, partitions) if drafts else None,
     )
     if dry_run or not any(d.plan.missing for d in drafts):
         return result
@@ -288,14 +289,15 @@ def worker_environment(shape: Shape, environ: Mapping[str, str]) -> dict[str, st
     return script.submission_environment(environ)
 
 
-def _scoring_text(context: RunContext, shape: Shape) -> str | None:
-    settings = shape.settings
-    if settings.scoring is None:
+def _scoring_text(context: RunContext, shape: Shape, partitions: Sequence[Partition]) -> str | None:
+    settings, job = shape.settings, shape.settings.scoring
+    if job is None:
         return None
     directory = _absolute(context.directory)
+    most = choose_partition(job.partition, partitions).most_cpus
     return scoring_script(
         settings,
-        settings.scoring,
+        replace(job, cpus=min(job.cpus, most or job.cpus)),
         name=job_name(context, SCORE),
         log=log_pattern(directory.logs, f"{SCORE}-%j.log"),
         python=sys.executable,
@@ -339,37 +341,34 @@ async def _send(
         owed += done.owed
         stopped = done.stopped_by
     owed += sum(d.plan.missing for d in waiting)
-    if sent:
-        scoring = await _send_scoring(context, scheduler, drafts[0].shape, sent, queue, environ)
-        sent += [scoring] if scoring is not None else []
-    return replace(result, sent=tuple(sent), owed=owed, stopped_by=stopped)
+    warnings: list[str] = []
+    if sent and result.scoring is not None:
+        try:
+            sent.append(await _send_scoring(context, scheduler, drafts[0].shape, result.scoring, sent, queue, environ))
+        except LaunchError as error:
+            # The arrays are in the queue and count; marking is one command away.
+            warnings.append(f"no job that marks was taken: {error.message}; `proctor score` does it afterwards")
+    return replace(result, sent=tuple(sent), owed=owed, stopped_by=stopped, warnings=tuple(warnings))
 
 
 async def _send_scoring(
     context: RunContext,
     scheduler: SlurmScheduler,
     shape: Shape,
+    script: str,
     sent: Sequence[Sent],
     queue: Sequence[QueueRecord],
     environ: Mapping[str, str],
-) -> Sent | None:
-    """One job that marks when all workers have ended, instead of one that waits for earlier ones only."""
-    text = _scoring_text(context, shape)
-    if text is None:
-        return None
-    name = job_name(context, SCORE)
-    waiting = [r.id for r in queue if r.name == name and not r.stands.final]
-    running = {r.array for r in queue if r.name.startswith(f"{name.removesuffix(SCORE)}") and not r.stands.final}
-    after = sorted({s.job for s in sent} | (running - {r.array for r in queue if r.name == name}), key=int)
-    env = worker_environment(shape, environ)
-    try:
-        job = await submit_one(
-            scheduler.commands, Submission(script=text, dependency=f"afterany:{':'.join(after)}", env=env)
-        )
-    except LaunchError:
-        # The arrays are in the queue and count; marking is one command away.
-        return None
-    await scheduler.cancel(waiting)
+) -> Sent:
+    """One job that marks when all workers of the run have ended, instead of one that waits for fewer of them."""
+    name, prefix = job_name(context, SCORE), job_prefix(context) + "-"
+    live = [r for r in queue if r.name.startswith(prefix) and not r.stands.final]
+    after = sorted({s.job for s in sent} | {r.array for r in live if r.name != name}, key=int)
+    job = await submit_one(
+        scheduler.commands,
+        Submission(script=script, dependency=f"afterany:{':'.join(after)}", env=worker_environment(shape, environ)),
+    )
+    await scheduler.cancel([r.id for r in live if r.name == name])
     return _note(_absolute(context.directory), replace(shape, id=SCORE, name=name), job, 1, 0)
 
 

@@ -20,6 +20,8 @@ VERBS: Final = {
     "run": "Do everything that is still owed, then print the scores.",
     "submit": "Send workers to a Slurm cluster for everything that is still owed.",
     "status": "Show how far a run is.",
+    "logs": "Show what jobs, workers and servers wrote, and which samples failed.",
+    "cancel": "End the jobs of a run on the cluster.",
     "score": "Mark the answers that are there. Needs no model.",
     "clusters": "List, show, detect and check cluster profiles.",
 }

@@ -79,6 +79,8 @@ def _say(outcome: api.SubmitOutcome, *, dry_run: bool) -> None:
         click.echo("sent: " + ", ".join(f"{s.job} ({s.shape}, {s.elements})" for s in outcome.sent))
     elif not dry_run:
         click.echo("nothing to send: all of it waits or runs already")
+    for warning in outcome.warnings:
+        click.echo(f"warning: {warning}", err=True)
     if outcome.stopped_by is not None:
         click.echo(f"error: {outcome.stopped_by}", err=True)
     if outcome.owed:

@@ -57,7 +57,38 @@ class WorkerStatus:
     """Unix time of its last event, seconds."""
     requests: int = 0
     tokens_per_s: float | None = None
+    requests_per_s: float | None = None
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedAttempt:
+    """One start of one worker that ended otherwise than it should."""
+
+    job: str
+    ending: str
+    """One of `worker.attempt.Ending`."""
+    host: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsStatus:
+    """One array of workers, or the job that marks, on a cluster."""
+
+    job: str
+    shape: str
+    elements: int
+    pending: int = 0
+    running: int = 0
+    waits_for: tuple[tuple[str, int], ...] = ()
+    """Why pending ones do not run, in the scheduler's words."""
+    nodes: tuple[str, ...] = ()
+    restarts: int = 0
+    endings: tuple[tuple[str, int], ...] = ()
+    """How attempts ended, and how many."""
+    troubles: tuple[EndedAttempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +98,18 @@ class RunStatus:
     run: str
     tasks: tuple[TaskStatus, ...]
     workers: tuple[WorkerStatus, ...] = ()
+    jobs: tuple[JobsStatus, ...] = ()
+    """On a cluster, oldest first."""
+    shards: int = 0
+    """Of the latest plan."""
+    shards_owed: int = 0
+    """Those of which something is owed."""
+    requests_per_s: float | None = None
+    """Of the workers that are at work now."""
+    eta_s: float | None = None
+    """What is owed at that rate."""
+    duplicates: int = 0
+    """Answers that came twice, from two copies of one worker: the first counts."""
     damaged: int = 0
     """Rows of the store that could not be read; what they held is owed again."""
     forecast_s: float | None = None
