@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proctor.errors import LaunchError
@@ -117,6 +117,7 @@ def test_words(word: str, state: JobState) -> None:
     assert job_state(word) is state
 
 
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 500), min_size=1, max_size=40), st.integers(1, 9))
 def test_expansion_is_the_inverse_of_the_list(indices: set[int], throttle: int) -> None:
     assert expand_tasks(f"[{','.join(map(str, sorted(indices)))}]%{throttle}") == sorted(indices)
