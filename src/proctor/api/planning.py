@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from proctor.api.context import RunContext
+from proctor.api.measuring import Rates, class_rates, measured, model_class
+from proctor.api.progress import WorkerEvents
 from proctor.api.recording import planned_suites
 from proctor.api.targets import Target, resolve_targets
-from proctor.plan import CostModel, ModelPlan, OwedTask, Plan, TaskPlan, cut_shards
+from proctor.plan import (
+    Bits,
+    Cutter,
+    Lengths,
+    ModelPlan,
+    Plan,
+    Priced,
+    RequestTable,
+    Shards,
+    ShardSizes,
+    Strategy,
+    TaskPlan,
+    TaskRequests,
+    recommended_workers,
+)
+from proctor.plan.shards import MAX_SHARD_S, MIN_SHARD_S
 from proctor.records import Suite
-from proctor.store import Answers, Store
+from proctor.store import Store
+from proctor.store.completion import Completion
 from proctor.store.recording import Outline
+
+MEASURED_MODELS: Final = 3
+"""Output lengths are learnt from so many models: reading more answers costs time and changes little."""
 
 
 def plan(config: str | Path, overrides: Sequence[str] = (), *, retry_failed: bool = False) -> Plan:
@@ -34,66 +58,177 @@ def make_plan(
     suites: Sequence[Suite],
     *,
     retry_failed: bool = False,
+    max_shard_s: float | None = None,
 ) -> Plan:
-    """The difference between what was recorded and what is answered. Reads, writes nothing. Raises StoreError."""
+    """The difference between what was recorded and what is answered. Raises StoreError, ConfigError.
+
+    Models that owe the same requests share their shards' contents. `max_shard_s`: what a shard may be predicted to
+    take, where a time limit says so. Writes nothing but the store's own summaries of what is answered.
+    """
     fingerprints = list(dict.fromkeys(fp for s in suites for fp in s.recordings))
     outlines = {fp: store.recording_outline(fp) for fp in fingerprints}
-    models = tuple(_model_plan(store, t, outlines, retry_failed=retry_failed) for t in targets)
-    return Plan(run=context.spec.name, models=models, workers=max(t.workers for t in targets))
+    table = RequestTable.of([_task(fp, o) for fp, o in outlines.items()])
+    states, lengths = _states(store, targets, outlines, table, retry_failed=retry_failed)
+    rates = class_rates(measured(WorkerEvents(context.directory.events).read()), targets)
+    chosen = context.spec.plan
+    strategy = Strategy(name=chosen.strategy, **chosen.model_dump(exclude={"strategy"}))
+    priced = {kind: Priced.of(table, r.cost, lengths) for kind, r in rates.items()}
+    makers = {
+        kind: _Maker(priced=priced[kind], rates=r, strategy=strategy, max_s=max_shard_s or MAX_SHARD_S)
+        for kind, r in rates.items()
+    }
+    models = tuple(makers[model_class(t)].model_plan(t, s) for t, s in zip(targets, states, strict=True))
+    workers = max(m.workers for m in models)
+    return Plan(run=context.spec.name, models=models, workers=workers, strategy=strategy.name)
 
 
-def _model_plan(store: Store, target: Target, outlines: dict[str, Outline], *, retry_failed: bool) -> ModelPlan:
-    answers = store.answers(target.weights, target.resolution)
-    seen: set[str] = set()
-    tasks: list[TaskPlan] = []
-    owed: list[OwedTask] = []
-    shared = 0
-    for fingerprint, outline in outlines.items():
-        plan, part, repeated = _task_plan(answers, fingerprint, outline, seen, retry_failed=retry_failed)
-        tasks.append(plan)
-        owed.append(part)
-        shared += repeated
-    return ModelPlan(
-        model=target.id,
-        display_name=target.entry.display_name,
-        label=target.entry.label,
-        weights=target.weights,
-        resolution=target.resolution,
-        tasks=tuple(tasks),
-        shards=tuple(cut_shards(target.id, owed, workers=target.workers)),
-        shared=shared,
-        damaged=len(answers.damage),
-    )
-
-
-def _task_plan(
-    answers: Answers, fingerprint: str, outline: Outline, seen: set[str], *, retry_failed: bool
-) -> tuple[TaskPlan, OwedTask, int]:
-    distinct = list(dict.fromkeys(outline.keys))
-    failed = answers.failed(distinct)
-    owed = answers.owed(distinct)
-    if retry_failed:
-        owed += failed
-    new = {k for k in owed if k not in seen}
-    repeated = len(owed) - len(new)
-    seen |= new
-    ordinals: list[int] = []
-    for ordinal, key in enumerate(outline.keys):
-        if key in new:
-            new.discard(key)
-            ordinals.append(ordinal)
-    chosen = np.array(ordinals, dtype=np.int64)
-    cost = CostModel().seconds(outline.characters[chosen], outline.caps[chosen])
-    plan = TaskPlan(
+def _task(fingerprint: str, outline: Outline) -> TaskRequests:
+    return TaskRequests(
+        fingerprint=fingerprint,
         task=outline.task,
         num_fewshot=outline.num_fewshot,
-        fingerprint=fingerprint,
-        requests=len(distinct),
-        answered=len(distinct) - len(owed) - (0 if retry_failed else len(failed)),
-        failed=len(failed),
-        owed=len(owed),
-        cost_s=float(cost.sum()),
         labels=outline.labels,
+        keys=outline.folded,
+        documents=outline.documents,
+        characters=outline.characters,
+        caps=outline.caps,
     )
-    part = OwedTask(fingerprint=fingerprint, ordinals=chosen, documents=outline.documents[chosen], cost_s=cost)
-    return plan, part, repeated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _State:
+    """Which requests of the table a model owes, and has failed at for good. Models in the same state share one."""
+
+    digest: bytes
+    owed: Bits
+    failed: Bits
+    damaged: int
+    retry_failed: bool
+
+
+def _states(
+    store: Store,
+    targets: Sequence[Target],
+    outlines: Mapping[str, Outline],
+    table: RequestTable,
+    *,
+    retry_failed: bool,
+) -> tuple[list[_State], dict[str, Lengths]]:
+    states: list[_State] = []
+    known: dict[bytes, _State] = {}
+    lengths: dict[str, Lengths] = {}
+    learnt = 0
+    for target in targets:
+        found = store.completion(target.weights, target.resolution, outlines, measure=learnt < MEASURED_MODELS)
+        if found.lengths and learnt < MEASURED_MODELS:
+            learnt += 1
+            for fingerprint, sums in found.lengths.items():
+                lengths[fingerprint] = lengths.get(fingerprint, Lengths()) + Lengths(
+                    answers=sums.answers,
+                    characters=sums.characters,
+                    caps=sums.caps,
+                    prompt_tokens=sums.prompt_tokens,
+                    completion_tokens=sums.completion_tokens,
+                )
+        state = _state(found, table, retry_failed=retry_failed)
+        states.append(known.setdefault(state.digest, state))
+    return states, lengths
+
+
+def _state(found: Completion, table: RequestTable, *, retry_failed: bool) -> _State:
+    answered = table.bits([found.answered[fp] for fp in table.fingerprints])
+    failed = table.bits([found.failed[fp] for fp in table.fingerprints])
+    owed = ~answered if retry_failed else ~(answered | failed)
+    owed &= table.first_in_task
+    digest = hashlib.blake2b(owed.data)
+    digest.update(failed.data)
+    digest.update(b"%d" % found.damaged)
+    return _State(digest=digest.digest(), owed=owed, failed=failed, damaged=found.damaged, retry_failed=retry_failed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Totals:
+    """What one state comes to under one cost model."""
+
+    tasks: tuple[TaskPlan, ...]
+    shared: int
+    longest_s: float
+
+    @property
+    def cost_s(self) -> float:
+        return sum(t.cost_s for t in self.tasks)
+
+
+class _Maker:
+    """Plans of the models of one class."""
+
+    def __init__(self, *, priced: Priced, rates: Rates, strategy: Strategy, max_s: float) -> None:
+        self._priced = priced
+        self._rates = rates
+        self._max_s = max_s
+        self._cutter = Cutter(priced, strategy)
+        self._totals: dict[bytes, _Totals] = {}
+
+    def model_plan(self, target: Target, state: _State) -> ModelPlan:
+        totals = self._totals.get(state.digest)
+        if totals is None:
+            totals = self._totals[state.digest] = self._count(state)
+        workers = self._workers(target, totals)
+        cut = self._cutter.cut(state.owed & self._priced.table.first, ShardSizes(workers=workers, max_s=self._max_s))
+        return ModelPlan(
+            model=target.id,
+            display_name=target.entry.display_name,
+            label=target.entry.label,
+            weights=target.weights,
+            resolution=target.resolution,
+            tasks=totals.tasks,
+            shards=Shards(target.id, cut),
+            cost_s=totals.cost_s,
+            prompt_tokens=sum(t.prompt_tokens for t in totals.tasks),
+            completion_tokens=sum(t.completion_tokens for t in totals.tasks),
+            longest_s=totals.longest_s,
+            startup_s=self._rates.startup_s,
+            gpus=target.gpus,
+            workers=workers,
+            rates=self._rates.source,
+            shared=totals.shared,
+            damaged=state.damaged,
+        )
+
+    def _workers(self, target: Target, totals: _Totals) -> int:
+        """As configured; `auto` is the number beyond which more stop paying."""
+        if not isinstance(target.launch.workers, str):
+            return target.launch.workers
+        return recommended_workers(
+            totals.cost_s, startup_s=self._rates.startup_s, floor_s=MIN_SHARD_S, longest_s=totals.longest_s
+        ).workers
+
+    def _count(self, state: _State) -> _Totals:
+        priced, table = self._priced, self._priced.table
+        asked = state.owed & table.first
+        requests = table.counts(table.first_in_task)
+        failed = table.counts(state.failed & table.first_in_task)
+        owed = table.counts(state.owed)
+        columns = [priced.totals(c, asked) for c in (priced.cost_s, priced.prompt_tokens, priced.completion_tokens)]
+        tasks = tuple(
+            TaskPlan(
+                task=task.task,
+                num_fewshot=task.num_fewshot,
+                fingerprint=task.fingerprint,
+                requests=int(requests[i]),
+                answered=int(requests[i] - owed[i] - (0 if state.retry_failed else failed[i])),
+                failed=int(failed[i]),
+                owed=int(owed[i]),
+                cost_s=float(columns[0][i]),
+                prompt_tokens=round(float(columns[1][i])),
+                completion_tokens=round(float(columns[2][i])),
+                labels=task.labels,
+            )
+            for i, task in enumerate(table.tasks)
+        )
+        chosen = np.unpackbits(asked, count=table.rows)
+        return _Totals(
+            tasks=tasks,
+            shared=int(owed.sum() - table.counts(asked).sum()),
+            longest_s=float((priced.cost_s * chosen).max(initial=0.0)),
+        )

@@ -105,7 +105,7 @@ async def _ask(
     owing = [(t, m) for t, m in zip(targets, plan.models, strict=True) if m.shards]
     if not owing:
         return False, ()
-    context.directory.write_shards([s for _, m in owing for s in m.shards])
+    context.directory.write_plan({m.model: m.shards for _, m in owing})
     jobs = [job for target, model in owing for job in _jobs(context, target, model, retry_failed=retry_failed)]
     events = WorkerEvents(context.directory.events)
     events.skip()

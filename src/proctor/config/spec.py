@@ -559,6 +559,30 @@ LaunchSpec = Annotated[
 ]
 
 
+# --- plan -----------------------------------------------------------------------------------------
+
+
+class PlanSpec(Strict):
+    """How what is owed becomes shards, which workers claim."""
+
+    strategy: Literal["balanced", "naive", "size", "workers"] = "balanced"
+    """balanced cuts by cost, large shards first; the others are OpenCompass's partitioners."""
+    n: Whole = Field(default=1, ge=1)
+    """naive: tasks in a shard."""
+    max_task_size: Whole = Field(default=40_000, ge=1)
+    """size: what a shard costs at most."""
+    gen_task_coef: Whole = Field(default=20, ge=1)
+    """size: what a generation costs; a log-likelihood costs 1 for each choice."""
+    num_worker: Whole | None = Field(default=None, ge=1)
+    """workers: shards; None: the launch's workers."""
+    num_split: Whole | None = Field(default=None, ge=1)
+    """workers: parts of a task; None: num_worker."""
+    min_task_size: Whole = Field(default=16, ge=1)
+    """workers: documents in a part at least."""
+    split: bool = False
+    """size, workers: every part is a shard; small ones are not merged."""
+
+
 class RunSpec(Strict):
     """A whole run."""
 
@@ -569,6 +593,7 @@ class RunSpec(Strict):
     tasks: tuple[TaskSpec, ...] = Field(min_length=1)
     engine: EngineSpec = Field(default_factory=OpenAIEngine)
     launch: LaunchSpec = Field(default_factory=LocalLaunch)
+    plan: PlanSpec = Field(default_factory=PlanSpec)
     profile: Literal["default", "reproducible"] = "default"
     """reproducible: float32, fixed batching, one request at a time."""
 

@@ -1,7 +1,52 @@
 """Planning, pure: what is owed becomes shards with a cost. No I/O, no clock."""
 
-from proctor.plan.cost import CostModel
-from proctor.plan.shards import OwedTask, cut_shards
+from proctor.plan.cost import Busy, CostModel, Lengths
+from proctor.plan.forecast import (
+    PlanAgainstActual,
+    Recommendation,
+    Scaling,
+    Spent,
+    TimeLimit,
+    plan_against_actual,
+    recommended_workers,
+    scaling,
+    time_limit,
+)
+from proctor.plan.requests import Bits, Priced, RequestTable, TaskRequests
+from proctor.plan.shards import AskingOrder, Cut, OwedTask, Shards, ShardSizes, cut_owed, cut_shards, shard_id
+from proctor.plan.strategies import Cutter, Strategy, StrategyName
 from proctor.plan.views import Forecast, ModelPlan, Plan, TaskPlan
 
-__all__ = ["CostModel", "Forecast", "ModelPlan", "OwedTask", "Plan", "TaskPlan", "cut_shards"]
+__all__ = [
+    "AskingOrder",
+    "Bits",
+    "Busy",
+    "CostModel",
+    "Cut",
+    "Cutter",
+    "Forecast",
+    "Lengths",
+    "ModelPlan",
+    "OwedTask",
+    "Plan",
+    "PlanAgainstActual",
+    "Priced",
+    "Recommendation",
+    "RequestTable",
+    "Scaling",
+    "ShardSizes",
+    "Shards",
+    "Spent",
+    "Strategy",
+    "StrategyName",
+    "TaskPlan",
+    "TaskRequests",
+    "TimeLimit",
+    "cut_owed",
+    "cut_shards",
+    "plan_against_actual",
+    "recommended_workers",
+    "scaling",
+    "shard_id",
+    "time_limit",
+]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proctor.plan.forecast import Recommendation, recommended_workers
+from proctor.plan.shards import MIN_SHARD_S, Shards
 from proctor.records import Shard
 
 
@@ -20,12 +23,15 @@ class TaskPlan:
     """Refused for good: not asked again without --retry-failed."""
     owed: int
     cost_s: float
+    prompt_tokens: int = 0
+    """Expected of what is owed, like the cost: a request that several tasks share counts for the first of them."""
+    completion_tokens: int = 0
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
-    """Everything that one model is asked."""
+    """Everything that one model is asked. Models that owe the same share `tasks` and what `shards` are made of."""
 
     model: str
     display_name: str
@@ -33,7 +39,20 @@ class ModelPlan:
     weights: str
     resolution: str
     tasks: tuple[TaskPlan, ...]
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]
+    cost_s: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    longest_s: float = 0.0
+    """Of one request."""
+    startup_s: float = 0.0
+    """Expected from the start of a worker to its first request."""
+    gpus: int = 0
+    """For each worker."""
+    workers: int = 1
+    """For which the shards are cut."""
+    rates: str = "prior"
+    """Where the cost model's rates come from: prior, or measured on this model, or on others."""
     shared: int = 0
     """Requests that several of its tasks have in common: asked once."""
     damaged: int = 0
@@ -42,19 +61,30 @@ class ModelPlan:
     @property
     def owed(self) -> int:
         """Distinct requests still to be asked."""
+        if isinstance(self.shards, Shards):
+            return self.shards.cut.requests
         return sum(len(s.items) for s in self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What the owed work is expected to take."""
+    """What the owed work is expected to take. Times in seconds."""
 
     requests: int
     shards: int
+    jobs: int
+    """Workers that will start: no model has more than it has shards."""
     server_seconds: float
-    """Summed over servers; wall time is about this over the number of workers."""
+    """Work alone, summed over servers."""
     wall_s: float
+    """With start-up, when the models run one after the other on `workers` workers."""
+    gpu_hours: float
+    """Of held GPUs, start-up included; of workers, where a worker has no GPU."""
+    prompt_tokens: int
+    completion_tokens: int
     workers: int
+    recommendation: Recommendation
+    """How many workers pay for this work, whichever models they serve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +94,7 @@ class Plan:
     run: str
     models: tuple[ModelPlan, ...]
     workers: int = 1
+    strategy: str = "balanced"
 
     @property
     def owed(self) -> int:
@@ -72,12 +103,26 @@ class Plan:
 
     @property
     def forecast(self) -> Forecast:
-        """The cost model's estimate; relative sizes are better than absolute ones."""
-        seconds = sum(s.cost_s for m in self.models for s in m.shards)
+        """The cost model's estimate; relative sizes are better than absolute ones until rates are measured."""
+        owing = [m for m in self.models if m.owed]
+        seconds = sum(m.cost_s for m in owing)
+        shards = [len(m.shards) for m in owing]
+        jobs = [min(m.workers, n) for m, n in zip(owing, shards, strict=True)]
+        held = [m.cost_s + n * m.startup_s for m, n in zip(owing, jobs, strict=True)]
         return Forecast(
             requests=self.owed,
-            shards=sum(len(m.shards) for m in self.models),
+            shards=sum(shards),
+            jobs=sum(jobs),
             server_seconds=seconds,
-            wall_s=seconds / max(1, self.workers),
+            wall_s=sum(m.startup_s + max(m.longest_s, m.cost_s / n) for m, n in zip(owing, jobs, strict=True)),
+            gpu_hours=sum(max(1, m.gpus) * s for m, s in zip(owing, held, strict=True)) / 3600,
+            prompt_tokens=sum(m.prompt_tokens for m in owing),
+            completion_tokens=sum(m.completion_tokens for m in owing),
             workers=self.workers,
+            recommendation=recommended_workers(
+                seconds,
+                startup_s=max((m.startup_s for m in owing), default=0.0),
+                floor_s=MIN_SHARD_S,
+                longest_s=max((m.longest_s for m in owing), default=0.0),
+            ),
         )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from proctor.plan.views import Plan
 from proctor.report.layout import Layout, Line, heading
 from proctor.report.text import count, duration
 from proctor.report.views import RunStatus, TaskStatus, WorkerStatus
 
 _NUMBERS = ("shots", "requests", "answered", "failed", "owed", "done", "cost", "tokens/s", "last seen")
+
+
+SHOWN_TROUBLES = 10
 
 
 def plan_table(plan: Plan) -> Layout:
@@ -28,8 +34,9 @@ def plan_table(plan: Plan) -> Layout:
     )
 
 
-def status_table(status: RunStatus) -> Layout:
-    """Every task of every model: what is answered, failed and owed."""
+def status_table(status: RunStatus, *, detailed: bool = True) -> Layout:
+    """What is answered, failed and owed: for every task of every model, or without `detailed` for every model."""
+    tasks = status.tasks if detailed else _by_model(status.tasks)
     names = ("model", "checkpoint", "task", "shots", "requests", "answered", "failed", "owed", "done", "failures")
     notes = [
         f"{count(status.answered)} of {count(status.requests)} requests answered, {count(status.failed)} failed, "
@@ -38,14 +45,46 @@ def status_table(status: RunStatus) -> Layout:
     if status.elapsed_s is not None:
         foreseen = "" if status.forecast_s is None else f"; the plan foresaw {duration(status.forecast_s)}"
         notes.append(f"running for {duration(status.elapsed_s)}{foreseen}")
+    if status.requests_per_s is not None:
+        eta = "" if status.eta_s is None else f"; {duration(status.eta_s)} left at this rate"
+        notes.append(f"{status.requests_per_s:.1f} requests/s{eta}")
+    if status.shards:
+        notes.append(f"{count(status.shards - status.shards_owed)} of {count(status.shards)} shards done")
+    if status.duplicates:
+        notes.append(f"{count(status.duplicates)} answers came twice; the first of each counts")
     if status.damaged:
         notes.append(f"{count(status.damaged)} damaged rows in the store: what they held is asked again")
     return Layout(
         title=f"status of {status.run}",
         columns=heading(*names, right=_NUMBERS),
-        lines=tuple(Line(cells=_task_cells(t), warn=t.failed > 0) for t in status.tasks),
+        lines=tuple(Line(cells=_task_cells(t), warn=t.failed > 0) for t in tasks),
         notes=tuple(notes),
     )
+
+
+def jobs_table(status: RunStatus) -> Layout:
+    """Every array on the cluster, and why attempts ended that should not have."""
+    names = ("job", "array", "elements", "pending", "running", "restarts", "ended", "waits for")
+    right = ("elements", "pending", "running", "restarts")
+    lines = tuple(
+        Line(
+            cells=(
+                j.job,
+                j.shape,
+                *map(count, (j.elements, j.pending, j.running, j.restarts)),
+                ", ".join(f"{name} {count(n)}" for name, n in j.endings) or "-",
+                ", ".join(f"{name} {count(n)}" for name, n in j.waits_for) or "-",
+            ),
+            warn=bool(j.troubles),
+        )
+        for j in status.jobs
+    )
+    troubles = [t for j in status.jobs for t in j.troubles]
+    notes = [f"{t.job} on {t.host}: {t.ending}: {t.message.partition(chr(10))[0]}" for t in troubles[:SHOWN_TROUBLES]]
+    if len(troubles) > SHOWN_TROUBLES:
+        notes.append(f"and {count(len(troubles) - SHOWN_TROUBLES)} more: --json has all")
+    notes += [f"→ {hint}" for hint in dict.fromkeys(t.hint for t in troubles) if hint]
+    return Layout(title="jobs", columns=heading(*names, right=right), lines=lines, notes=tuple(notes))
 
 
 def worker_table(status: RunStatus) -> Layout:
@@ -59,9 +98,15 @@ def _plan_notes(plan: Plan) -> tuple[str, ...]:
     forecast = plan.forecast
     wall, server = duration(forecast.wall_s), duration(forecast.server_seconds)
     notes = [
-        f"{count(forecast.requests)} requests owed in {count(forecast.shards)} shards; about {wall} on "
-        f"{forecast.workers} worker(s), {server} of server time"
+        f"{count(forecast.requests)} requests owed in {count(forecast.shards)} shards ({plan.strategy}); "
+        f"about {wall} on {forecast.workers} worker(s), {server} of server time"
     ]
+    if forecast.requests:
+        tokens = f"{count(forecast.prompt_tokens)} prompt and {count(forecast.completion_tokens)} generated tokens"
+        notes.append(f"{count(forecast.jobs)} jobs, {forecast.gpu_hours:.1f} GPU-hours with start-up; {tokens}")
+        best = forecast.recommendation
+        notes.append(f"more than {count(best.workers)} worker(s) do not pay: {best.reason}")
+        notes.append(f"rates: {', '.join(sorted({m.rates for m in plan.models if m.owed}))}")
     shared = sum(m.shared for m in plan.models)
     if shared:
         notes.append(f"{count(shared)} requests occur in several tasks and are asked once")
@@ -71,6 +116,31 @@ def _plan_notes(plan: Plan) -> tuple[str, ...]:
     if any(t.failed for m in plan.models for t in m.tasks):
         notes.append("failed for good: not asked again by itself")
     return tuple(notes)
+
+
+def _by_model(tasks: Sequence[TaskStatus]) -> list[TaskStatus]:
+    """One line for each model: its tasks added up."""
+    groups: dict[tuple[str, str], list[TaskStatus]] = {}
+    for task in tasks:
+        groups.setdefault((task.model, task.label), []).append(task)
+    found: list[TaskStatus] = []
+    for (model, label), members in groups.items():
+        failures: Counter[str] = Counter()
+        for member in members:
+            failures.update(dict(member.failures))
+        found.append(
+            TaskStatus(
+                model=model,
+                label=label,
+                task=f"{count(len(members))} tasks" if len(members) > 1 else members[0].task,
+                num_fewshot=members[0].num_fewshot if len(members) == 1 else None,
+                requests=sum(m.requests for m in members),
+                answered=sum(m.answered for m in members),
+                failed=sum(m.failed for m in members),
+                failures=tuple(sorted(failures.items())),
+            )
+        )
+    return found
 
 
 def _task_cells(task: TaskStatus) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from proctor.errors import StoreError
 from proctor.records import Answer, EngineInfo, Failure
 from proctor.store import part, rows, struck
 from proctor.store.durable import GONE, as_store_error, store_errors
-from proctor.store.index import Index, Mask, Numbers
+from proctor.store.index import Index, Mask, Numbers, Split
 from proctor.store.keys import KeyArray, folded, key_array
 from proctor.store.owner import Alive, alive
 from proctor.store.rows import Damage
@@ -113,6 +113,14 @@ class Answers:
     def failed(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that have failed for good; they are not owed."""
         return [keys[i] for i in np.flatnonzero(self._index.split(key_array(keys)).permanent).tolist()]
+
+    def split(self, keys: KeyArray) -> Split:
+        """What is known of each key of an array: which row answers it, and what has failed for good."""
+        return self._index.split(keys)
+
+    def reading_order(self, rows: Numbers) -> Numbers:
+        """Positions in `rows`, which `split` gave, in the order in which their files hold them."""
+        return np.lexsort((self._index.rows.where[rows], self._index.source[rows]))
 
     def read(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers to those of `keys` that have one, failures included, in the order of `keys`.

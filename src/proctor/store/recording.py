@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from proctor.errors import StoreError
 from proctor.records import Instance, Kind, Recording, Request, Suite, canonical_json, digest
 from proctor.store.arrow import opened, pa, pq, read_table
 from proctor.store.durable import publish, publish_bytes, store_errors
+from proctor.store.keys import KeyArray, from_bytes
 from proctor.store.rows import parse
 
 _META: Final = b"proctor"
@@ -27,19 +29,38 @@ _PLACES: Final = ("doc_id", "index", "repeat")
 _HEAD: Final = ("fingerprint", "source", "source_version", "task", "task_version", "num_fewshot", "settings")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Outline:
     """A recording without its requests; all lists and arrays have one entry for each request, in order."""
 
     task: str
     num_fewshot: int
     labels: tuple[str, ...]
-    keys: list[str]
+    key_bytes: bytes
+    """32 bytes for each request."""
     documents: NDArray[np.int64]
     characters: NDArray[np.int64]
     """Length of the request as JSON text."""
     caps: NDArray[np.int64]
     """Tokens that may be generated; 0 for a log-likelihood."""
+
+    def __len__(self) -> int:
+        return len(self.key_bytes) // 32
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The keys as text."""
+        joined = self.key_bytes.hex()
+        return [joined[i : i + 64] for i in range(0, len(joined), 64)]
+
+    @cached_property
+    def folded(self) -> KeyArray:
+        """The keys as an array."""
+        return from_bytes(self.key_bytes, 32)
+
+    def key(self, ordinal: int) -> str:
+        """The key of one request."""
+        return self.key_bytes[32 * ordinal : 32 * ordinal + 32].hex()
 
 
 def write_recording(path: Path, recording: Recording) -> None:
@@ -113,17 +134,23 @@ def read_outline(path: Path) -> Outline:
         table = read_table(path, _HINT, names)
     head = _meta(path, table.schema)
     table = table.filter(table.column("key").is_valid())
-    joined = b"".join(table.column("key").to_pylist()).hex()
     documents, characters, caps = (table.column(n).to_numpy().astype(np.int64) for n in names[1:])
     return Outline(
         task=head["task"],
         num_fewshot=head["num_fewshot"],
         labels=tuple(head["labels"]),
-        keys=[joined[i : i + 64] for i in range(0, len(joined), 64)],
+        key_bytes=_fixed_bytes(table.column("key").combine_chunks()),
         documents=documents,
         characters=characters,
         caps=caps,
     )
+
+
+def _fixed_bytes(array: Any) -> bytes:
+    """The bytes of a column of keys without nulls."""
+    width = array.type.byte_width
+    data = memoryview(array.buffers()[1])
+    return bytes(data[array.offset * width : (array.offset + len(array)) * width])
 
 
 def read_head(path: Path) -> dict[str, Any]:

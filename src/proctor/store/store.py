@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -17,6 +17,7 @@ from proctor.store import scores
 from proctor.store.answers import Answers
 from proctor.store.claims import Ledger
 from proctor.store.compaction import Compacted, compact
+from proctor.store.completion import Completion, completion
 from proctor.store.durable import check_name, make_directory, publish_bytes, store_errors
 from proctor.store.owner import Alive, Owner, alive
 from proctor.store.rows import Damage
@@ -108,6 +109,10 @@ class Store:
         """What planning needs of a recording, without reading its requests. Raises StoreError."""
         return recordings.read_outline(self._recording(fingerprint))
 
+    def recording_path(self, fingerprint: str) -> Path:
+        """The file of a recording, which never changes."""
+        return self._recording(fingerprint)
+
     def write_suite(self, suite: Suite) -> None:
         """Keep a suite. Raises StoreError."""
         self._make("suites")
@@ -162,6 +167,20 @@ class Store:
     def answers(self, weights: str, resolution: str) -> Answers:
         """The answers stored for these weights under `resolution`. Raises StoreError if they cannot be read."""
         return Answers(self._weights(weights), resolution, alive=self._alive)
+
+    def completion(
+        self,
+        weights: str,
+        resolution: str,
+        outlines: Mapping[str, recordings.Outline],
+        *,
+        measure: bool = False,
+    ) -> Completion:
+        """Which requests of these recordings, by task fingerprint, are answered; with `measure`, how long answers were.
+
+        Quick for finished models, however large: see `store.completion`. Raises StoreError.
+        """
+        return completion(self._weights(weights), resolution, outlines, measure=measure, alive=self._alive)
 
     def segments(self, weights: str) -> int:
         """How many segment files these weights have: the fewer, the quicker the store opens. Raises StoreError."""

@@ -52,6 +52,11 @@ class RunDirectory:
         return self.root / "events"
 
     @property
+    def bundle(self) -> Path:
+        """Which files the run needs, and how to know them."""
+        return self.root / "bundle.json"
+
+    @property
     def submissions(self) -> Path:
         """What was sent to a cluster, a line each."""
         return self.root / "submissions.jsonl"

@@ -218,14 +218,19 @@ def test_plan_table() -> None:
     shards = (Shard(id="s", model="smol", items=(("f", 1), ("f", 2)), cost_s=90),)
     model = ModelPlan(
         model="smol", display_name="Smol", label="main", weights="w", resolution="r", tasks=tasks, shards=shards,
-        shared=4, damaged=2,
+        cost_s=90, startup_s=10, prompt_tokens=5000, completion_tokens=700, shared=4, damaged=2,
     )  # fmt: skip
     table = plan_table(Plan(run="x", models=(model,), workers=2))
     expected = ("Smol", "main", "colours", "5", "1,200", "200", "1", "999", "1 min 30 s", "-")
     assert table.lines == (Line(cells=expected, warn=True),)
-    assert table.notes[0] == "2 requests owed in 1 shards; about 45 s on 2 worker(s), 1 min 30 s of server time"
-    assert table.notes[1].startswith("4 requests occur in several tasks") and table.notes[2].startswith(
-        "2 damaged rows"
+    assert table.notes == (
+        "2 requests owed in 1 shards (balanced); about 1 min 40 s on 2 worker(s), 1 min 30 s of server time",
+        "1 jobs, 0.0 GPU-hours with start-up; 5,000 prompt and 700 generated tokens",
+        "more than 2 worker(s) do not pay: beyond it more than 25% of the worker time would be start-up and idling",
+        "rates: prior",
+        "4 requests occur in several tasks and are asked once",
+        "2 damaged rows in the store: what they held is asked again",
+        "failed for good: not asked again by itself",
     )
 
 

@@ -1,0 +1,147 @@
+"""What earlier work of a run says about rates and start-up, and what a class of models is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from proctor.api.targets import Target
+from proctor.config.engines import engine_kind
+from proctor.config.spec import EndpointServer, OpenAIEngine
+from proctor.plan import Busy, CostModel, Spent
+from proctor.worker.events import Event
+
+STARTUP_S: Final[Mapping[str, float]] = {
+    "vllm": 120.0,
+    "sglang": 120.0,
+    "llama.cpp": 10.0,
+    "lm_eval": 30.0,
+    "fake": 1.0,
+}
+"""Until it is measured; by server or engine."""
+OTHER_STARTUP_S: Final = 60.0
+_AT_WORK: Final = frozenset({"asking", "draining"})
+_WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".pt")
+
+
+@dataclass(slots=True)
+class Measured:
+    """What the workers of one model were seen to do."""
+
+    busy: list[Busy] = field(default_factory=list[Busy])
+    startups_s: list[float] = field(default_factory=list[float])
+
+    @property
+    def spent(self) -> Spent:
+        """All of it, to be held against the plan."""
+        return Spent(
+            requests=sum(b.requests for b in self.busy),
+            seconds=sum(b.seconds for b in self.busy),
+            prompt_tokens=sum(b.prompt_tokens for b in self.busy),
+            completion_tokens=sum(b.completion_tokens for b in self.busy),
+        )
+
+
+def measured(events: Iterable[Event]) -> dict[str, Measured]:
+    """By model. Events of one worker are in order of time; `starting` begins a new life with counters at zero.
+
+    Busy seconds are those between two events of which the first says asking or draining. They count a server that waits
+    for nothing but its own last requests, so they err on the slow side for very small runs.
+    """
+    found: dict[str, Measured] = {}
+    lives: dict[str, list[Event]] = {}
+    for event in events:
+        if event.phase == "starting" and event.worker in lives:
+            _add(found, lives.pop(event.worker))
+        lives.setdefault(event.worker, []).append(event)
+    for life in lives.values():
+        _add(found, life)
+    return found
+
+
+def _add(found: dict[str, Measured], life: list[Event]) -> None:
+    asking = next((e for e in life if e.phase == "asking"), None)
+    if asking is None:
+        return
+    into = found.setdefault(asking.model, Measured())
+    if life[0].phase == "starting":
+        into.startups_s.append(max(0.0, asking.time - life[0].time))
+    seconds = sum(max(0.0, b.time - a.time) for a, b in pairwise(life) if a.phase in _AT_WORK)
+    last = life[-1]
+    into.busy.append(
+        Busy(
+            seconds=seconds,
+            requests=last.requests,
+            prompt_tokens=last.prompt_tokens,
+            completion_tokens=last.completion_tokens,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelClass:
+    """Models that are taken to be equally fast: the same engine, and weights of about the same size."""
+
+    engine: str
+    size: int
+    """Base-2 logarithm of the bytes of the weights, rounded; 0 where they are not on this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What is known of a class."""
+
+    cost: CostModel
+    startup_s: float
+    source: str
+    """prior, or measured on so many workers."""
+
+
+def model_class(target: Target) -> ModelClass:
+    """The class of a target."""
+    size = weight_bytes(Path(target.entry.path))
+    return ModelClass(engine=_engine(target), size=round(math.log2(size)) if size else 0)
+
+
+def class_rates(found: Mapping[str, Measured], targets: Iterable[Target]) -> dict[ModelClass, Rates]:
+    """Rates of every class among the targets, from the events of its own models; else the prior."""
+    members: dict[ModelClass, list[Measured]] = {}
+    for target in targets:
+        known = members.setdefault(model_class(target), [])
+        if target.id in found:
+            known.append(found[target.id])
+    return {kind: _rates(kind, known) for kind, known in members.items()}
+
+
+def _rates(kind: ModelClass, known: list[Measured]) -> Rates:
+    busy = [b for m in known for b in m.busy]
+    startups = [s for m in known for s in m.startups_s]
+    prior = CostModel()
+    cost = prior.calibrated(busy)
+    return Rates(
+        cost=cost,
+        startup_s=median(startups) if startups else STARTUP_S.get(kind.engine, OTHER_STARTUP_S),
+        source="prior" if cost == prior else f"measured on {len(busy)} worker(s)",
+    )
+
+
+def _engine(target: Target) -> str:
+    engine = target.engine
+    if isinstance(engine, OpenAIEngine) and engine.server is not None:
+        return "fake" if isinstance(engine.server, EndpointServer) else engine.server.type
+    return engine_kind(engine)
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of the weight files at `path`; 0 where there are none here."""
+    try:
+        if path.is_file():
+            return path.stat().st_size
+        return sum(p.stat().st_size for p in path.iterdir() if p.suffix in _WEIGHTS)
+    except OSError:
+        return 0
