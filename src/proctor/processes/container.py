@@ -6,9 +6,9 @@ others are told names only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from proctor.errors import ConfigError
 from proctor.interpreters import Command
@@ -51,6 +51,16 @@ class Container:
     image: str
     args: tuple[str, ...] = ()
     binds: tuple[Bind, ...] = ()
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Container:
+        """From what `dataclasses.asdict` made of one, by way of JSON. Raises KeyError, TypeError for anything else."""
+        return cls(
+            type=fields["type"],
+            image=fields["image"],
+            args=tuple(fields["args"]),
+            binds=tuple(Bind(**bind) for bind in fields["binds"]),
+        )
 
 
 def contained(

@@ -47,6 +47,7 @@ def server_for(job: Job, *, worker: str) -> Server | None:
         gpus=_groups([d for d in devices.split(",") if d], spec),
         api_key=_api_key(job),
         urls=job.urls,
+        container=job.container,
     )
 
 

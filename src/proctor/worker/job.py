@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from proctor.config.names import slug
 from proctor.config.spec import EngineSpec
 from proctor.errors import StoreError
+from proctor.processes.container import Container
 
 _ENGINE: TypeAdapter[EngineSpec] = TypeAdapter(EngineSpec)
 
@@ -42,6 +43,8 @@ class Job:
     trust_remote_code: bool = False
     gpus: int = 0
     """For each worker."""
+    container: Container | None = None
+    """Around each server that is started."""
 
     @property
     def job_id(self) -> str:
@@ -63,6 +66,8 @@ class Job:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             fields["urls"] = tuple(fields["urls"])
+            if fields.get("container") is not None:
+                fields["container"] = Container.from_fields(fields["container"])
             return cls(**fields)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(

@@ -13,6 +13,7 @@ from proctor.infer.servers.launched import LaunchedServer, Recipe
 from proctor.infer.servers.llamacpp import LlamaCppRecipe
 from proctor.infer.servers.sglang import SglangRecipe
 from proctor.infer.servers.vllm import VllmRecipe
+from proctor.processes.container import Container
 
 
 def build_server(
@@ -23,12 +24,14 @@ def build_server(
     gpus: Sequence[Sequence[int | str]] = (),
     api_key: str | None = None,
     urls: Sequence[str] = (),
+    container: Container | None = None,
 ) -> Server:
     """A server that is not started yet: enter it to start it.
 
     `gpus` names the devices of each replica, as CUDA_VISIBLE_DEVICES would (empty: the environment's own).
     `api_key`: for an endpoint the key it wants; otherwise instead of a random one. `urls`: an endpoint's further
-    base URLs. Raises ConfigError if the configuration contradicts itself.
+    base URLs. `container`: around each replica; llama.cpp, which is part of this environment, stays outside.
+    Raises ConfigError if the configuration contradicts itself.
     """
     if isinstance(spec, EndpointServer):
         return Endpoint(spec, model, urls=urls, api_key=api_key)
@@ -41,7 +44,9 @@ def build_server(
             f"each replica needs {spec.gpus} GPUs, but one would get {short[0]}",
             hint="lower `gpus` or `replicas` of the server, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
         )
-    return LaunchedServer(_recipe(spec, model), spec, model, paths=paths, devices=devices, api_key=api_key)
+    around = None if isinstance(spec, LlamaCppServer) else container
+    recipe = _recipe(spec, model)
+    return LaunchedServer(recipe, spec, model, paths=paths, devices=devices, api_key=api_key, container=around)
 
 
 def _recipe(spec: LlamaCppServer | VllmServer | SglangServer | CommandServer, model: ServedModel) -> Recipe:

@@ -15,14 +15,17 @@ from proctor.infer.servers.health import Probe
 from proctor.infer.servers.launched import Facts, Place
 from proctor.interpreters import Command
 
-PLACEHOLDERS: Final[tuple[str, ...]] = ("port", "host", "model", "name", "api_key_file", "python")
+PLACEHOLDERS: Final[tuple[str, ...]] = ("port", "host", "model", "name", "api_key_file", "python", "server_id")
+_EVAL_HIVE: Final = {"EH_PORT": "port", "EH_MODEL_PATH": "model", "EH_SERVER_ID": "server_id"}
+"""Variables that commands written for eval-hive read."""
 
 
 class CommandRecipe:
     """An argument list with placeholders, or under `shell:` a line for /bin/sh.
 
-    Both find the values in the environment too, as PROCTOR_PORT, PROCTOR_HOST, PROCTOR_MODEL, PROCTOR_NAME and
-    PROCTOR_API_KEY_FILE; a shell line gets them only there, so that no name is ever taken for shell syntax.
+    Both find the values in the environment too, as PROCTOR_PORT, PROCTOR_HOST, PROCTOR_MODEL, PROCTOR_NAME,
+    PROCTOR_API_KEY_FILE, and under eval-hive's names; a shell line gets them only there, so that no name is ever
+    taken for shell syntax.
     """
 
     engine = "command"
@@ -56,8 +59,10 @@ class CommandRecipe:
             "name": self._model.name,
             "api_key_file": str(place.api_key_file),
             "python": self._spec.python or "python3",
+            "server_id": str(place.replica),
         }
         env = dict(os.environ) | {f"PROCTOR_{name.upper()}": value for name, value in values.items()}
+        env |= {variable: values[name] for variable, name in _EVAL_HIVE.items()}
         if self._spec.argv is not None:
             return Command(argv=tuple(fill(word, values) for word in self._spec.argv), env=env)
         return Command(argv=("/bin/sh", "-c", self._spec.shell or ""), env=env)

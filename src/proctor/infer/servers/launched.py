@@ -21,8 +21,10 @@ from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.hardware import describe_hardware
 from proctor.infer.servers.health import Probe, StartLimits, describe_log, listed_names, wait_until_healthy
 from proctor.infer.servers.hints import find_cause, killed_hint
+from proctor.infer.servers.inside import wrapped
 from proctor.infer.servers.ports import PortFinder
 from proctor.interpreters import Command
+from proctor.processes.container import Container
 from proctor.processes.group import ProcessGroup
 from proctor.records import EngineInfo, canonical_json
 
@@ -46,6 +48,8 @@ class Place:
     """Holds the key and nothing else; readable by the owner only."""
     devices: tuple[str, ...]
     host: str = HOST
+    inside: bool = False
+    """In a container: programs are those of its image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +116,10 @@ class LaunchedServer:
         devices: Sequence[Sequence[str]] = (),
         api_key: str | None = None,
         limits: StartLimits | None = None,
+        container: Container | None = None,
     ) -> None:
         self._recipe = recipe
+        self._container = container
         self._spec = spec
         self._model = model
         self._paths = paths
@@ -191,13 +197,11 @@ class LaunchedServer:
             api_key=self._key,
             api_key_file=self._write_key(),
             devices=self._devices[replica.index],
+            inside=self._container is not None,
         )
-        command = self._recipe.command(place)
-        env = dict(command.env) | self._spec.env
-        if place.devices:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+        command = self._command(place)
         log = self._new_log(replica)
-        group = replica.group = await ProcessGroup.start(command.argv, env=env, log=log)
+        group = replica.group = await ProcessGroup.start(command.argv, env=command.env, log=log)
         key = self._key if self._recipe.keyed else None
         url = f"http://{place.host}:{place.port}"
         probe = self._probe(url, key)
@@ -207,7 +211,7 @@ class LaunchedServer:
                 probe,
                 what=self._what(replica),
                 health=self._recipe.health,
-                port=place.port if self._recipe.direct else None,
+                port=place.port if self._is_descendant else None,
                 limits=self._limits,
             )
             name = await self._served_name(probe, replica)
@@ -215,6 +219,22 @@ class LaunchedServer:
             await group.stop()
             raise
         replica.backend = Backend(url=url, api_key=key, served_model=name)
+
+    def _command(self, place: Place) -> Command:
+        command = self._recipe.command(place)
+        env = dict(command.env) | self._spec.env
+        if place.devices:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+        command = Command(argv=command.argv, env=env)
+        if self._container is None:
+            return command
+        return wrapped(self._container, command, self._model, scratch=self._paths.scratch)
+
+    @property
+    def _is_descendant(self) -> bool:
+        """Whether the process that holds the port is one of ours: srun and podman start theirs elsewhere."""
+        elsewhere = self._container is not None and self._container.type in ("pyxis", "podman")
+        return self._recipe.direct and not elsewhere
 
     async def _served_name(self, probe: Probe, replica: _Replica) -> str:
         reply = await probe.get("/v1/models")

@@ -9,8 +9,9 @@ from proctor.config.spec import SglangServer
 from proctor.infer.server import ServedModel
 from proctor.infer.servers.arguments import argument_list, describe_parallelism, find_argument
 from proctor.infer.servers.health import Probe
+from proctor.infer.servers.inside import server_command
 from proctor.infer.servers.launched import Facts, Place
-from proctor.interpreters import Command, module_command
+from proctor.interpreters import Command
 
 _RESERVED: Final = frozenset({"host", "port", "model-path", "model", "served-model-name", "api-key", "config"})
 
@@ -45,7 +46,8 @@ class SglangRecipe:
         # The model's own generation_config.json would change what we ask for.
         if find_argument(self._spec.args, "sampling-defaults") is None:
             argv += ["--sampling-defaults", "openai"]
-        return module_command(self._spec.python, "sglang.launch_server", *argv, *self._arguments)
+        words = (*argv, *self._arguments)
+        return server_command(self._spec.python, "sglang.launch_server", *words, inside=place.inside)
 
     async def describe(self, probe: Probe, log: Path) -> Facts:
         said = await probe.get("/get_server_info")

@@ -13,8 +13,9 @@ from proctor.config.spec import VllmServer
 from proctor.infer.server import ServedModel
 from proctor.infer.servers.arguments import argument_list, describe_parallelism, find_argument
 from proctor.infer.servers.health import Probe
+from proctor.infer.servers.inside import server_command
 from proctor.infer.servers.launched import Facts, Place
-from proctor.interpreters import Command, module_command
+from proctor.interpreters import Command
 from proctor.processes.group import tail
 
 _RESERVED: Final = frozenset({"host", "port", "model", "served-model-name", "api-key", "generation-config"})
@@ -53,7 +54,8 @@ class VllmRecipe:
         env = {"VLLM_API_KEY": place.api_key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if not place.devices and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cache_gib())
-        return module_command(self._spec.python, "vllm.entrypoints.openai.api_server", *argv, *self._arguments, env=env)
+        module = "vllm.entrypoints.openai.api_server"
+        return server_command(self._spec.python, module, *argv, *self._arguments, inside=place.inside, env=env)
 
     def _cache_gib(self) -> int:
         available = psutil.virtual_memory().available // (1 << 30)

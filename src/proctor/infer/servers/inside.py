@@ -1,0 +1,44 @@
+"""Servers inside containers: what of the node they must see, and how their Python is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from proctor.infer.server import ServedModel
+from proctor.interpreters import Command, module_command
+from proctor.processes.container import Bind, Container, contained
+
+
+def server_command(
+    python: str | None, module: str, *args: str, inside: bool, env: Mapping[str, str] | None = None
+) -> Command:
+    """The command that runs a server's module: with `python` of this machine, or of a container's image.
+
+    Raises MissingTool if it is to run on this machine, which has no such interpreter.
+    """
+    if not inside:
+        return module_command(python, module, *args, env=env)
+    return Command(argv=(python or "python3", "-m", module, *args), env=dict(os.environ) | dict(env or {}))
+
+
+def wrapped(container: Container, command: Command, model: ServedModel, *, scratch: Path) -> Command:
+    """`command` inside `container`, which sees the model's files, `scratch`, and every variable that was set for it.
+
+    Raises ConfigError for a path that the container cannot bind.
+    """
+    places = [p for path in (model.path, model.tokenizer) if path is not None for p in _places(path)]
+    binds = [Bind(source=str(p), target=str(p)) for p in dict.fromkeys((*places, scratch.absolute()))]
+    forward = sorted(name for name, value in command.env.items() if os.environ.get(name) != value)
+    return contained(container, command, forward=forward, binds=binds)
+
+
+def _places(path: str) -> list[Path]:
+    """The directories that hold a model: files of a hub's cache are links into another one."""
+    there = Path(path)
+    if not there.is_absolute() or not there.exists():
+        return []
+    if not there.is_dir():
+        return [there.parent, there.resolve().parent]
+    return [there, *sorted({file.resolve().parent for file in there.iterdir() if file.is_symlink()})]
