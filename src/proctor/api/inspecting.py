@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proctor.api.bundling import write_bundle
 from proctor.api.context import RunContext
 from proctor.api.recording import prove, record
 from proctor.api.targets import resolve_targets
@@ -96,6 +97,8 @@ def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedT
     store = context.store(create=True)
     found = record(context, store)
     labels = prove(found)
+    context.directory.create()
+    write_bundle(context, store, resolve_targets(context, store), list(found.recordings))
     return [
         PreparedTask(
             task=r.task,

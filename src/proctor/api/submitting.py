@@ -14,6 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
+from proctor.api.bundling import write_bundle
 from proctor.api.context import RunContext
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
@@ -109,11 +110,15 @@ async def submit(
     targets = _chosen(await asyncio.to_thread(resolve_targets, context, store), select.models)
     plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     progress.planned(plan)
+    progress.phase("listing what the nodes need")
+    found = shapes(context, targets, plan.models, environ)
+    images = [s.settings.container.image for s in found if s.settings.container is not None]
+    fingerprints = [fp for s in recorded.suites for fp in s.recordings]
+    await asyncio.to_thread(write_bundle, context, store, targets, fingerprints, images)
     progress.phase("asking the cluster")
     scheduler = await SlurmScheduler.open(Commands())
     queue = await asyncio.to_thread(read_queue, scheduler.commands)
     partitions = await read_partitions(scheduler.commands)
-    found = shapes(context, targets, plan.models, environ)
     drafts = [
         _draft(context, shape, queue, partitions, scheduler, retry_failed=retry_failed, environ=environ)
         for shape in found
@@ -385,6 +390,7 @@ def _write_assignment(context: RunContext, draft: _Draft) -> None:
         jobs=tuple(files),
         costs=tuple(_cost(p) for p in draft.shape.plans),
         workers=draft.plan.workers,
+        startup_s=max(p.startup_s for p in draft.shape.plans),
         swap=settings.swap,
         linger_s=LINGER_S,
         slurm=SlurmTerms(

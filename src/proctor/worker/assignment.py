@@ -40,6 +40,8 @@ class Assignment:
     costs: tuple[float, ...]
     """Seconds that each was owed when planned: so many of the workers begin with it."""
     workers: int = 1
+    startup_s: float = 0.0
+    """Expected from the start of a server to its first answer."""
     swap: bool = True
     """Whether a worker goes on to the next model when its own has nothing left."""
     linger_s: float | None = None

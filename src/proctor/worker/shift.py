@@ -27,6 +27,7 @@ from proctor.worker.attempt import (
     read_attempts,
 )
 from proctor.worker.build import engine_for, server_for
+from proctor.worker.bundle import Bundle
 from proctor.worker.events import EventLog
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
@@ -120,6 +121,9 @@ class Shift:
         shards = await asyncio.to_thread(self._directory.read_shards, job.model)
         if not await self._worth_starting(store, job, answers, shards, owner):
             return
+        bundle = await asyncio.to_thread(Bundle.read, self._directory.bundle)
+        if bundle is not None and self._attempt.scheduler is not None:
+            await asyncio.to_thread(bundle.check, job.model)
         with EventLog(self._directory.events / f"{worker}.jsonl", worker=worker, model=job.model) as events:
             try:
                 async with contextlib.AsyncExitStack() as stack:
@@ -155,15 +159,24 @@ class Shift:
     ) -> bool:
         """Whether this model owes anything that this worker could do.
 
-        A worker's first model is always begun, so that an owed request is never left for want of a look; a later
-        one only if something of it is owed that nobody else is asking.
+        A worker of this machine always begins: whoever started it waits for all of it. One of an allocation begins
+        only with what somebody owes and nobody is asking, and goes on to another model only if those who are at
+        that one would not be through with it before another server is up.
         """
-        if not self.totals.models:
+        if self._attempt.scheduler is None:
             return True
         if self._retry_failed:
             return bool(shards)
         keys = await asyncio.to_thread(_owed_keys, store, answers, shards)
-        return bool(keys and await store.ledger(job.weights, owner=owner).unclaimed(keys))
+        if not keys:
+            return False
+        ledger = store.ledger(job.weights, owner=owner)
+        free = await ledger.unclaimed(keys)
+        if not free:
+            return False
+        others = len({(h.owner.host, h.owner.pid, h.owner.job) for h in (await ledger.live()).values()})
+        cost_s = sum(s.cost_s for s in shards) * len(free) / max(len(keys), 1)
+        return not self.totals.models or others == 0 or cost_s / others > self._assignment.startup_s
 
     # --- the end ---
 
