@@ -251,7 +251,7 @@ class SlurmLauncher:
         known = {record.job: record for record in records}
         gone = {job for job, entry in wanted.items() if job not in known and entry.submitted + _SETTLE_S < asked}
         if gone:
-            kept = await read_accounting(self._scheduler.commands, gone)
+            kept = await asyncio.to_thread(read_accounting, self._scheduler.commands, gone)
             known |= {record.job: record for record in kept or ()}
         for job, entry in wanted.items():
             if job in known:

@@ -18,16 +18,32 @@ from proctor.launch.slurm.records import (
 )
 
 _NO_ACCOUNTING: Final = re.compile(r"accounting storage is disabled|slurmdbd|no cluster|not running", re.IGNORECASE)
+_UNKNOWN_JOB: Final = re.compile(r"invalid job id", re.IGNORECASE)
 _ASKED_AT_ONCE: Final = 100
 
 
-def read_queue(commands: Commands, *, everyone: bool = False) -> list[QueueRecord]:
-    """This user's jobs and array tasks, those included that have just ended; or everyone's. Blocks.
+def read_queue(commands: Commands) -> list[QueueRecord]:
+    """This user's jobs and array tasks, those included that have just ended. Blocks.
 
     Raises Unreachable or LaunchError if the queue cannot be read: that is never an empty queue.
     """
-    scope = () if everyone else ("--me",)
-    return parse_queue(commands.ask("squeue", "-h", "-r", "-t", "all", *scope, "-O", QUEUE_FORMAT))
+    return parse_queue(commands.ask("squeue", "-h", "-r", "-t", "all", "--me", "-O", QUEUE_FORMAT))
+
+
+def read_one(commands: Commands, job: str) -> list[QueueRecord] | None:
+    """One job, or all tasks of one array, whoever's it is; None if the controller does not show it. Blocks.
+
+    Raises Unreachable, LaunchError.
+    """
+    try:
+        text = commands.ask("squeue", "-h", "-r", "-t", "all", "-j", job, "-O", QUEUE_FORMAT)
+    except Unreachable:
+        raise
+    except LaunchError as error:
+        if _UNKNOWN_JOB.search(error.message):
+            return None
+        raise
+    return parse_queue(text) or None
 
 
 def load(records: Sequence[QueueRecord]) -> int:
@@ -35,14 +51,17 @@ def load(records: Sequence[QueueRecord]) -> int:
     return sum(not record.stands.final for record in records)
 
 
-async def read_accounting(commands: Commands, ids: Collection[str]) -> list[QueueRecord] | None:
-    """What sacct knows of the jobs; None on a cluster that keeps no accounting. Raises Unreachable, LaunchError."""
+def read_accounting(commands: Commands, ids: Collection[str]) -> list[QueueRecord] | None:
+    """What sacct knows of the jobs; None on a cluster that keeps no accounting. Blocks.
+
+    Raises Unreachable, LaunchError.
+    """
     found: list[QueueRecord] = []
     wanted = sorted(ids)
     for start in range(0, len(wanted), _ASKED_AT_ONCE):
         part = ",".join(wanted[start : start + _ASKED_AT_ONCE])
         try:
-            found += parse_accounting(await commands.query("sacct", "-P", "-n", "-X", "-j", part, "-o", SACCT_FIELDS))
+            found += parse_accounting(commands.ask("sacct", "-P", "-n", "-X", "-j", part, "-o", SACCT_FIELDS))
         except MissingTool:
             return None
         except Unreachable:
@@ -64,7 +83,7 @@ async def read_job(commands: Commands, job: str) -> dict[str, str] | None:
     except Unreachable:
         raise
     except LaunchError as error:
-        if "job id" in error.message.lower():
+        if _UNKNOWN_JOB.search(error.message):
             return None
         raise
     lines = [line for line in text.splitlines() if line.startswith("JobId=")]

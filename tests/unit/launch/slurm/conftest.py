@@ -22,6 +22,8 @@ class Script:
         self.calls: list[tuple[str, ...]] = []
         self.texts: list[str] = []
         self.environments: list[Mapping[str, str]] = []
+        self.others: dict[str, str] = {}
+        """What `squeue -j` prints of jobs that are not this user's."""
 
     def say(self, program: str, out: str = "", *, err: str = "", status: int = 0) -> None:
         self.answers.setdefault(program, []).append(Output(status=status, out=out, err=err))
@@ -35,13 +37,17 @@ class Script:
 
         self.answers.setdefault(program, []).append(never)
 
-    def count(self, program: str) -> int:
-        return sum(call[0] == program for call in self.calls)
+    def count(self, program: str, *words: str) -> int:
+        return sum(call[0] == program and set(words) <= set(call) for call in self.calls)
 
     def __call__(self, argv: Sequence[str], environment: Mapping[str, str], text: str, timeout_s: float) -> Output:
         self.calls.append(tuple(argv))
         self.texts.append(text)
         self.environments.append(environment)
+        if argv[0] == "squeue" and "-j" in argv:
+            found = self.others.get(argv[argv.index("-j") + 1])
+            unknown = Output(status=1, out="", err="slurm_load_jobs error: Invalid job id specified\n")
+            return unknown if found is None else Output(status=0, out=found, err="")
         waiting = self.answers.get(argv[0])
         if not waiting:
             raise FileNotFoundError(argv[0])

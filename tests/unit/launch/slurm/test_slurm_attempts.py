@@ -84,10 +84,11 @@ def test_one_poll_answers_until_it_is_old(script: Script, make: Callable[..., At
         assert attempts.is_live("7", "", 0) is True
         assert attempts.is_live("8", "", 0) is False
         assert attempts.is_live("5", "", 0) is False
-    assert script.count("squeue") == 1
+    assert script.count("squeue", "--me") == script.count("squeue", "-j") == 1
     clock.now += 5.0
     assert attempts.is_live("7", "", 0) is True
-    assert script.count("squeue") == 2
+    assert attempts.is_live("5", "", 0) is False
+    assert (script.count("squeue", "--me"), script.count("squeue", "-j")) == (2, 1)
 
 
 def test_threads_share_the_poll(script: Script, make: Callable[..., Attempts]) -> None:
@@ -116,7 +117,7 @@ def test_a_job_newer_than_the_poll_is_not_dead(script: Script, make: Callable[..
     script.say("squeue", queue_line("7", "RUNNING") + queue_line("8", "RUNNING"))
     attempts = make()
     assert attempts.is_live("7", "", 0) is True
-    assert attempts.is_live("8", "", 0) is True
+    assert attempts.is_live("8", "", 0, mine=True) is True
 
 
 def test_an_unreadable_queue_says_nothing_not_even_what_it_said_before(
@@ -146,19 +147,31 @@ def test_a_state_of_a_later_slurm_is_no_proof_of_death(script: Script, make: Cal
     assert make().is_live("7", "", 0) is None
 
 
-def test_others_jobs_are_looked_for_in_the_whole_queue(script: Script, make: Callable[..., Attempts]) -> None:
+def test_what_is_not_mine_is_asked_for_by_its_id(script: Script, make: Callable[..., Attempts], clock: Clock) -> None:
     script.say("squeue", queue_line("7", "RUNNING"))
-    attempts = make()
-    attempts.is_live("7", "", 0)
-    assert "--me" in script.calls[-1]
-    assert attempts.is_live("3", "", 0, mine=False) is False
-    assert "--me" not in script.calls[-1]
+    script.others["3"] = queue_line("4", "RUNNING", array="3", task="1")
+    attempts = make(max_age_s=5.0)
+    assert [attempts.is_live("3", "1", 0) for _ in range(9)] == [True] * 9
+    assert script.count("squeue", "-j") == 1
+    script.others["3"] = queue_line("4", "PENDING", array="3", task="1", restarts=1)
+    clock.now += 5
+    assert attempts.is_live("3", "1", 0) is False
+    assert attempts.is_live("3", "1", 0, mine=True) is False
+    del script.others["3"]
+    clock.now += 5
+    assert attempts.is_live("3", "1", 0) is False
 
 
-def test_where_others_jobs_are_hidden_their_absence_means_nothing(
+def test_where_others_jobs_are_hidden_absence_means_nothing_unless_sacct_knows_it(
     script: Script, make: Callable[..., Attempts]
 ) -> None:
     script.say("squeue", queue_line("7", "RUNNING"))
     attempts = make(hides_jobs=True)
+    assert attempts.is_live("3", "", 0) is None
     assert attempts.is_live("3", "", 0, mine=False) is None
+    assert attempts.is_live("3", "", 0, mine=True) is False
+    line = "3|3|{}|0:0|2026-11-21T10:40:35|Unknown|Unknown|n1|user|a|q|main|wrap\n"
+    script.say("sacct", line.format("RUNNING"))
+    script.say("sacct", line.format("NODE_FAIL"))
+    assert attempts.is_live("3", "", 0) is None, "sacct lags behind, or the queue does"
     assert attempts.is_live("3", "", 0) is False

@@ -123,14 +123,14 @@ def test_a_limit_that_waiting_does_not_lift_is_no_limit_to_wait_for() -> None:
     assert "QOSMaxWallDurationPerJobLimit" in str(error)
 
 
-async def test_no_accounting_is_said_and_other_failures_are_raised(script: Script, commands: Commands) -> None:
-    assert await read_accounting(commands, ["1"]) is None
+def test_no_accounting_is_said_and_other_failures_are_raised(script: Script, commands: Commands) -> None:
+    assert read_accounting(commands, ["1"]) is None
     script.say("sacct", err="Slurm accounting storage is disabled\n", status=1)
-    assert await read_accounting(commands, ["1"]) is None
+    assert read_accounting(commands, ["1"]) is None
     script.answers["sacct"].clear()
     script.say("sacct", err="sacct: error: Invalid field requested: x\n", status=1)
     with pytest.raises(LaunchError, match="Invalid field"):
-        await read_accounting(commands, ["1"])
+        read_accounting(commands, ["1"])
 
 
 async def test_an_unknown_job_is_told_from_an_unknown_queue(script: Script, commands: Commands) -> None:
