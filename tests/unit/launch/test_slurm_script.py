@@ -86,7 +86,7 @@ def golden(path: Path, text: str) -> None:
 
 
 def accepted_by_bash(text: str) -> None:
-    done = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, timeout=20, check=False)
+    done = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -135,7 +135,7 @@ def run(text: str, directory: Path, *, fake_python: Path, **env: str) -> dict[st
     path.write_text(text, encoding="utf-8")
     base = {"PATH": os.environ["PATH"], "HOME": "/home/nobody", "REAL_PYTHON": sys.executable, "SHOWN": str(shown)}
     done = subprocess.run(
-        ["bash", str(path)], cwd=directory, env=base | env, capture_output=True, text=True, timeout=30, check=False
+        ["bash", str(path)], cwd=directory, env=base | env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -185,7 +185,7 @@ def test_a_virtual_environment_is_activated_and_its_python_runs(tmp_path: Path, 
 def test_a_job_whose_environment_is_not_there_fails_as_wrong_usage(tmp_path: Path) -> None:
     path = tmp_path / "job.sh"
     path.write_text(script(settings(environment={"venv": str(tmp_path / "none")})).text())
-    done = subprocess.run(["bash", str(path)], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["bash", str(path)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "none/bin/activate" in done.stderr
 
