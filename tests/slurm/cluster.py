@@ -146,6 +146,27 @@ def _no_services() -> Iterator[None]:
         policy.unlink()
 
 
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file, and remove it afterwards. A lock goes with its process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                current = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+            except FileNotFoundError:
+                current = False
+            if not current:
+                # Whoever held it has removed it; another may hold its successor.
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
 class Cluster:
     """The cluster in one directory, up or not. Methods that change it wait until the change is seen."""
 
@@ -159,7 +180,7 @@ class Cluster:
         """Start what is not running. Raises ClusterError; then `down` still removes all of it."""
         if (reason := obstacle(accounting=bool(shape and shape.accounting))) is not None:
             raise ClusterError(reason)
-        with self._locked():
+        with exclusive(self._lock):
             place = self._place() if self._described.exists() else self._make(shape or Shape())
             if shape is not None and place.shape != shape:
                 raise ClusterError(f"{self.directory} holds a cluster of another shape ({place.shape}); take it down")
@@ -176,7 +197,7 @@ class Cluster:
 
     def down(self) -> None:
         """End and remove everything, whatever state it is in. Nothing happens if there is nothing."""
-        with self._locked():
+        with exclusive(self._lock):
             if self._described.exists():
                 place = self._place()
                 for node in self.nodes:
@@ -188,7 +209,6 @@ class Cluster:
                 else:
                     self._kill_steps()
             shutil.rmtree(self.directory, ignore_errors=True)
-        self._lock.unlink(missing_ok=True)
 
     @property
     def exists(self) -> bool:
@@ -231,12 +251,12 @@ class Cluster:
             raise ClusterError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
-    def wait(self, condition: Callable[[], bool], seconds: float, complaint: str) -> None:
-        """Return when `condition` holds. Raises ClusterError with `complaint` and the controller's last words."""
+    def wait(self, condition: Callable[[], bool], seconds: float, complaint: str, *, daemon: str = "slurmctld") -> None:
+        """Return when `condition` holds. Raises ClusterError with `complaint` and the daemon's last words."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise ClusterError(f"{complaint} (in {seconds:g} s)\n{self._last_words('slurmctld')}")
+                raise ClusterError(f"{complaint} (in {seconds:g} s)\n{self._last_words(daemon)}")
             time.sleep(0.05)
 
     def node_state(self, node: str) -> str:
@@ -316,13 +336,6 @@ class Cluster:
         described = json.loads(self._described.read_text())
         return _Place(number=described["number"], shape=Shape(**described["shape"]))
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _make(self, shape: Shape) -> _Place:
         if not 1 <= shape.nodes <= _MOST_NODES:
             raise ClusterError(f"{shape.nodes} nodes; possible are 1 to {_MOST_NODES}")
@@ -375,13 +388,13 @@ class Cluster:
                 "seed-file": "seed",
             }
             flags = [f"--{option}={munge / value}" for option, value in options.items()]
-            self._spawn("munged", [self._program("munged"), "--foreground", "--num-threads=4", *flags])
+            self._spawn("munged", [self._program("munged"), "--foreground", "--force", "--num-threads=4", *flags])
 
         def answers() -> bool:
             command = ["munge", "-n", "-S", str(munge / "socket")]
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-        self.wait(answers, 20, "munged does not answer")
+        self.wait(answers, 20, "munged does not answer", daemon="munged")
 
     def _start_database(self, place: _Place) -> None:
         directory = self.directory / "db"
@@ -413,6 +426,7 @@ class Cluster:
             lambda: subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0,
             60,
             "slurmdbd does not answer",
+            daemon="slurmdbd",
         )
         if "proctor" not in self.run("sacctmgr", "-nP", "list", "cluster", "format=cluster").split():
             self._fill_accounts()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster, Shape, obstacle
+from .cluster import Cluster, Shape, exclusive, obstacle
 
 REQUIRED = "PROCTOR_REQUIRE_SLURM"
 """Set to 1 where a machine without Slurm is a failure and not a reason to skip."""
@@ -25,10 +24,10 @@ def serve(name: str, shape: Shape) -> Iterator[Cluster]:
             pytest.fail(f"{REQUIRED}=1, but {reason}", pytrace=False)
         pytest.skip(reason)
     checkout = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:8]
-    directory = Path(tempfile.gettempdir()) / f"proctor-slurm-{checkout}-{name}"
-    # Two sessions over one checkout take turns; the lock goes with the process, however that ends.
-    with directory.with_name(directory.name + ".session").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    # Workers of one session that both need a cluster get one each; two sessions over one checkout take turns.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "one")
+    directory = Path(tempfile.gettempdir()) / f"proctor-slurm-{checkout}-{name}-{worker}"
+    with exclusive(directory.with_name(directory.name + ".session")):
         cluster = Cluster(directory)
         cluster.down()
         try:
@@ -36,4 +35,3 @@ def serve(name: str, shape: Shape) -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster.down()
-            Path(turn.name).unlink(missing_ok=True)

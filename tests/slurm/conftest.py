@@ -13,6 +13,7 @@ from .clusters import serve
 _HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of this directory needs the cluster, and one worker runs all of it, so that there is only one."""
     for item in items:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,3 +146,55 @@ async def test_hundreds_are_cancelled_in_a_few_calls(slurm: Cluster) -> None:
     await scheduler.cancel([*(f"{job}_{index}" for index in range(240)), "99999"])
     left = [r.array_task for r in read_queue(scheduler.commands) if r.array == job and r.stands is JobState.PENDING]
     assert left == [str(index) for index in range(240, 250)]
+
+
+INSIDE = """
+import asyncio, json, os, sys, time
+from pathlib import Path
+from proctor.launch.slurm.scheduler import SlurmScheduler
+
+async def main():
+    job, task = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    scheduler = await SlurmScheduler.open(environ=os.environ)
+    live = [scheduler.is_live(job, task, number) for number in (0, 1)]
+    ends = await scheduler.ends_at(job, task)
+    said = {"live": live, "left": ends - time.time(), "cluster": scheduler.cluster}
+    Path(sys.argv[1], f"{task}.{restart}").write_text(json.dumps(said))
+    if restart == 0 and task == "1":
+        await scheduler.requeue(job, task)
+        time.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_job_asks_about_itself_and_requeues_itself(slurm: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "inside.py").write_text(INSIDE)
+    command = shlex.join([sys.executable, str(tmp_path / "inside.py"), str(tmp_path)])
+    head = f"#!/bin/sh\n#SBATCH --requeue --time=20 --output={tmp_path}/log.%a --open-mode=append\n"
+    await submit(Commands(), Submission(script=f"{head}exec {command}\n", array="1-2"))
+    try:
+        await seen((tmp_path / "1.1").exists, 60)
+    finally:
+        print(*(path.read_text() for path in tmp_path.glob("log.*")))
+    said = {name: json.loads((tmp_path / name).read_text()) for name in ("1.0", "2.0", "1.1")}
+    assert [said[name]["live"] for name in said] == [[True, None], [True, None], [False, True]]
+    assert all(1000 < said[name]["left"] <= 1205 for name in said)
+    assert said["1.0"]["cluster"] == "proctor"
+    assert not (tmp_path / "2.1").exists()
+
+
+async def test_anothers_job_is_not_taken_for_dead(slurm: Cluster, attempts: Attempts, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nsleep 100\n")
+    flags = ["--uid=nobody", f"--chdir={tmp_path}", "--output=/dev/null", "--array=3"]
+    job = slurm.run("sbatch", "--parsable", *flags, str(script)).strip()
+    slurm.wait(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 30, "no start")
+    assert job not in {record.array for record in read_queue(Commands())}
+    assert attempts.is_live(job, "3", 0) is True
+    slurm.run("scancel", job)
+    slurm.wait(lambda: not slurm.run("squeue", "-h", "-j", job).strip(), 30, "no end")
+    await asyncio.sleep(0.3)
+    assert attempts.is_live(job, "3", 0) is False

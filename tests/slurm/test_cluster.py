@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
-from .cluster import Cluster
+import psutil
+import pytest
+
+from .cluster import Cluster, Shape, obstacle
+from .clusters import REQUIRED, serve
 
 
 def state(cluster: Cluster, job: str) -> str:
@@ -60,3 +65,42 @@ def test_the_controller_comes_back_with_its_jobs(slurm: Cluster) -> None:
     assert "down" in slurm.node_state("n3")
     slurm.set_node_state("n3", "RESUME")
     slurm.wait(lambda: "down" not in slurm.node_state("n3"), 30, "no resume")
+
+
+def test_a_machine_without_slurm_is_skipped_by_name_and_fails_where_slurm_is_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert obstacle() == "a Slurm cluster needs root (its daemons and network namespaces)"
+    monkeypatch.delenv(REQUIRED, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="needs root"):
+        next(serve("none", Shape()))
+    monkeypatch.setenv(REQUIRED, "1")
+    with pytest.raises(pytest.fail.Exception, match="PROCTOR_REQUIRE_SLURM=1, but a Slurm cluster needs root"):
+        next(serve("none", Shape()))
+
+
+def test_down_leaves_nothing_behind(tmp_path: Path) -> None:
+    if (reason := obstacle()) is not None:
+        pytest.skip(reason)
+    cluster = Cluster(tmp_path / "it")
+    try:
+        cluster.up(Shape(nodes=2))
+        bridge = f"pslurm{json.loads((tmp_path / 'it' / 'cluster.json').read_text())['number']}"
+        submit(cluster, "sleep 1000", "-N2", "-o", "/dev/null")
+        pids = [pid for node in cluster.nodes for pid in cluster.node_pids(node)]
+        cluster.up(Shape(nodes=2))
+        assert all(cluster.running().values())
+        assert len(traces(bridge)) == 5
+    finally:
+        cluster.down()
+    cluster.down()
+    assert list(tmp_path.iterdir()) == []
+    assert traces(bridge) == []
+    assert not any(pid in psutil.pids() and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+
+
+def traces(bridge: str) -> list[str]:
+    """The bridge, the cables and the namespaces."""
+    named = (*Path("/sys/class/net").iterdir(), *Path("/run/netns").glob("*"))
+    return [path.name for path in named if path.name.replace(".", "-").split("-")[0] == bridge]

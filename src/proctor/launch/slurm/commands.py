@@ -22,9 +22,10 @@ _KEPT: Final = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS"})
 """Which cluster is meant. All else of these families belongs to a surrounding job, or would override a script."""
 _SLURM_VARIABLE: Final = re.compile(r"(SLURM|SLURMD|SBATCH|SALLOC|SRUN|SQUEUE|SINFO|SACCT|SCANCEL|SPANK|PMI|PMIX)_")
 _DOWN: Final = re.compile(
-    r"unable to contact slurm controller|connect failure|connection refused|zero bytes were transmitted"
-    r"|socket timed out|unable to establish controller machine|slurm backup controller in standby mode"
-    r"|slurm_persist_conn_open|communication connection failure|unexpected message received",
+    r"unable to contact slurm controller|connect failure|connection (?:refused|reset|timed out)|broken pipe"
+    r"|zero bytes were transmitted|no route to host|network is unreachable|authentication error|socket timed out"
+    r"|unable to establish controller machine|slurm backup controller in standby mode|slurm_persist_conn_open"
+    r"|communication connection failure|unexpected message received",
     re.IGNORECASE,
 )
 
