@@ -83,9 +83,7 @@ class SlurmLab(Lab):
 
     def attempts(self) -> list[AttemptRecord]:
         """How the attempts of all runs ended, oldest first."""
-        return sorted(
-            (a for d in self.root.glob("runs/*/attempts") for a in read_attempts(d)), key=lambda a: a.ended
-        )
+        return sorted((a for d in self.root.glob("runs/*/attempts") for a in read_attempts(d)), key=lambda a: a.ended)
 
     def endings(self) -> Counter[str]:
         """How many ended how."""
@@ -131,8 +129,11 @@ class SlurmLab(Lab):
             try:
                 line = process.cmdline()
                 mine = any(str(self.root) in word for word in line)
-                if mine and module in line and "proctor.processes.guard" not in line and (
-                    there is None or process.pid in there
+                if (
+                    mine
+                    and module in line
+                    and "proctor.processes.guard" not in line
+                    and (there is None or process.pid in there)
                 ):
                     found.append(process)
             except psutil.Error:

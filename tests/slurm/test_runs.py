@@ -38,7 +38,7 @@ def write_models(root: Path) -> dict[str, Any]:
 
 
 def write_tasks(lab: Lab, number: int = 4, words: list[str] = WORDS) -> list[Path]:
-    kinds = ["generate", "loglikelihood"]
+    kinds = ["generate", "multiple_choice"]
     return [lab.write_task(f"t{i}", [f"{w}-{i}" for w in words], output=kinds[i % 2]) for i in range(number)]
 
 
