@@ -61,16 +61,12 @@ class RequestTable:
         row = np.concatenate(rows) if rows else np.empty(0, np.int64)
         which = np.repeat(np.arange(len(tasks)), [len(t) for t in tasks])
         keys = np.concatenate([t.keys for t in tasks]) if tasks else np.empty((0, 2), np.uint64)
-        # Rows of one key stand together and in their order.
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        same = (keys[order][1:] == keys[order][:-1]).all(axis=1)
         in_task = np.zeros(int(starts[-1]), np.bool_)
         in_run = np.zeros(int(starts[-1]), np.bool_)
-        new = np.ones(len(order), np.bool_)
-        new[1:] = ~same
-        in_run[row[order[new]]] = True
-        new[1:] |= which[order][1:] != which[order][:-1]
-        in_task[row[order[new]]] = True
+        in_task[row] = in_run[row] = True
+        again, before = _repeated(keys)
+        in_run[row[again]] = False
+        in_task[row[again[which[again] == which[before]]]] = False
         return cls(tasks=tuple(tasks), starts=starts, first_in_task=np.packbits(in_task), first=np.packbits(in_run))
 
     @property
@@ -132,6 +128,21 @@ class Priced:
     def totals(self, column: NDArray[np.float64], bits: Bits) -> NDArray[np.float64]:
         """Sum of a column over the set bits, of each task."""
         return _segment_sums(column * np.unpackbits(bits, count=self.table.rows), self.table.starts)
+
+
+def _repeated(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of keys that an earlier position has too, and for each the last such position."""
+    high = keys[:, 0]
+    order = np.argsort(high)
+    same = high[order][1:] == high[order][:-1]
+    # Nearly all keys differ in their first half: only those that do not are sorted by the whole.
+    close = np.zeros(len(order), np.bool_)
+    close[1:] |= same
+    close[:-1] |= same
+    some = np.sort(order[close])
+    some = some[np.lexsort((some, keys[some, 1], keys[some, 0]))]
+    equal = (keys[some][1:] == keys[some][:-1]).all(axis=1)
+    return some[1:][equal], some[:-1][equal]
 
 
 def _segment_sums(values: NDArray[Value], starts: NDArray[np.int64]) -> NDArray[Value]:

@@ -3,9 +3,8 @@
 Order inside a model: documents longest first, so that the tail is short; a document's requests stay side
 by side, so that a prefix cache serves all its choices. Sizes follow guided self-scheduling (Polychronopoulos
 and Kuck, 1987): each next shard is a share of the remaining cost, so the first ones are large and the last ones
-small, and never below a floor that pays for claiming one. The share is smaller than the classic one over the
-number of workers, as in factoring (Hummel, Schonberg and Flynn, 1992): predictions are wrong, and a first shard
-that takes three times what was predicted must still end before the rest does.
+small, and never below a floor that pays for claiming one. The share is half of the classic one, 1 / (2 · workers):
+predictions are wrong, and a first shard that takes longer than predicted must still end before the rest does.
 """
 
 from __future__ import annotations
@@ -215,4 +214,6 @@ def _by_group(groups: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[n
     if not len(groups):
         return np.empty(0, np.int64)
     per_group = np.bincount(groups, weights=cost)
-    return np.lexsort((np.arange(len(groups)), groups, -per_group[groups]))
+    place = np.empty(len(per_group), np.int32)
+    place[np.argsort(-per_group, kind="stable")] = np.arange(len(per_group), dtype=np.int32)
+    return np.argsort(place[groups], kind="stable")

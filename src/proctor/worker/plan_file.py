@@ -68,7 +68,11 @@ def read_plan(path: Path, model: str) -> list[Shard]:
         return []
     shard = table.column("shard").to_numpy()
     stops = [0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(shard)]
-    items = list(zip(table.column("task").to_pylist(), table.column("ordinal").to_pylist(), strict=True))
+    task = table.unify_dictionaries().column("task").combine_chunks()
+    names: list[str] = task.dictionary.to_pylist()
+    numbers: list[int] = task.indices.to_numpy().tolist()
+    ordinals: list[int] = table.column("ordinal").to_numpy().tolist()
+    items = [(names[i], o) for i, o in zip(numbers, ordinals, strict=True)]
     return [
         Shard(id=id, model=model, items=tuple(items[start:stop]), cost_s=cost)
         for (start, stop), id, cost in zip(pairwise(stops), cut["ids"], cut["costs"], strict=True)
