@@ -1,0 +1,257 @@
+"""What a cluster does to jobs, at seeded instants: the scores stay the same, and no acknowledged answer is asked again.
+
+PROCTOR_CHAOS_SLURM says how many seeds each kind gets; the kinds that Slurm's own delays make slow get a quarter.
+`make chaos` runs them all; without it, a few kinds run once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+from ..integration.conftest import Lab
+from .cluster import Cluster
+from .lab import SERVER, WORKER, SlurmLab
+
+SEEDS: Final = int(os.environ.get("PROCTOR_CHAOS_SLURM", "0"))
+WORDS: Final = [f"word{i:03d}" for i in range(60)]
+IN_FLIGHT: Final = 4
+
+Rows = list[tuple[str, str, float | None, int]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """The scores of a run that nothing happens to."""
+    lab = Lab(root=tmp_path_factory.mktemp("undisturbed"), latency_s=0.0)
+    config = lab.write_run(tasks=[lab.write_task("words", WORDS)])
+    lab.run("run", str(config))
+    return lab.scores(config)
+
+
+@pytest.fixture
+def lab(slurm: Cluster, tmp_path: Path, own_cache: Path) -> SlurmLab:
+    """An empty lab on the plain cluster, slow enough to be struck."""
+    return SlurmLab(root=tmp_path, cluster=slurm, latency_s=0.3, in_flight=IN_FLIGHT)
+
+
+def seeds(*, cheap: bool = False, slow: bool = False) -> pytest.MarkDecorator:
+    """The instants of one kind of damage."""
+    number = max(1, SEEDS // 4 if slow else SEEDS)
+    unless = pytest.mark.skipif(not SEEDS, reason="set PROCTOR_CHAOS_SLURM=N, as `make chaos` does")
+    marks = [] if cheap else [pytest.mark.slow, unless]
+    return pytest.mark.parametrize("seed", [pytest.param(seed, marks=marks) for seed in range(number)])
+
+
+class Disturbed:
+    """One run, what was acknowledged when it was struck, and what that may cost."""
+
+    def __init__(self, lab: SlurmLab, seed: int, **launch: object) -> None:
+        self.lab = lab
+        self.rng = random.Random(seed)
+        self.config = lab.write_sweep(tasks=[lab.write_task("words", WORDS)], launch=launch)
+        self.again = 0
+        """So many requests may have been lost in flight."""
+        self._known: dict[str, str] = {}
+        self._asked: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Submit, and wait for an instant at which both work is done and work is left."""
+        self.lab.run("submit", str(self.config))
+        after = self.rng.randrange(1, len(WORDS) // 2)
+        self.lab.wait(lambda: sum(self.lab.asked_words(WORDS).values()) >= after)
+        time.sleep(self.rng.uniform(0, 0.3))
+
+    def note(self, lost_in_flight: int = IN_FLIGHT) -> None:
+        """To be called after each strike: what is acknowledged by now is never asked again."""
+        known = self.lab.acknowledged()
+        asked = self.lab.asked()
+        self._asked |= {d: asked[d] for d in known if d not in self._known}
+        self._known = known | self._known
+        self.again += lost_in_flight
+
+    def victim(self) -> str:
+        """A node on which a worker is at work."""
+        return self.rng.choice(sorted(r.nodes for r in self.lab.running()))
+
+    def finish(self, expected: Rows) -> None:
+        """Let it end, submit what is still owed, and compare."""
+        lab = self.lab
+        lab.wait_idle()
+        for _ in range(3):
+            if lab.scores(self.config) == expected:
+                break
+            lab.run("submit", str(self.config))
+            lab.wait_idle()
+        assert lab.scores(self.config) == expected, lab.story()
+        asked, now = lab.asked(), lab.acknowledged()
+        repeated = {d: asked[d] - n for d, n in self._asked.items() if asked[d] != n}
+        assert not repeated, f"acknowledged, yet asked again: {repeated}\n{lab.story()}"
+        assert {d: now[d] for d in self._known} == self._known, "an acknowledged answer was replaced"
+        twice = sum(n - 1 for n in lab.asked_words(WORDS).values())
+        assert min(lab.asked_words(WORDS).values()) >= 1
+        allowed = self.again + lab.answers().duplicates
+        assert twice <= allowed, f"{twice} asked twice, {allowed} allowed\n{lab.story()}"
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL; a process that is not there any more is no harm."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+@seeds(cheap=True)
+def test_a_worker_is_killed(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    run.start()
+    kill(run.rng.choice(lab.processes(WORKER)))
+    run.note()
+    run.finish(undisturbed)
+
+
+@seeds()
+def test_a_server_is_killed(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    run.start()
+    kill(run.rng.choice(lab.processes(SERVER)))
+    run.note()
+    run.finish(undisturbed)
+
+
+@seeds(cheap=True)
+def test_an_element_is_requeued(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    run.start()
+    element = run.rng.choice(lab.running())
+    lab.cluster.run("scontrol", "requeue", element.id)
+    run.note()
+    run.finish(undisturbed)
+    assert any(a.restart for a in lab.attempts()), lab.story()
+
+
+@seeds(cheap=True)
+def test_all_is_cancelled_and_submitted_again(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    run.start()
+    if seed % 2:
+        lab.run("cancel", str(run.config))
+    else:
+        lab.cluster.run("scancel", *{r.array for r in lab.workers()})
+    run.note(2 * IN_FLIGHT)
+    if seed % 3 == 0:
+        lab.wait(lambda: not lab.workers())
+    lab.run("submit", str(run.config))
+    run.finish(undisturbed)
+
+
+@seeds(cheap=True, slow=True)
+def test_a_node_crashes(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    run.start()
+    node = run.victim()
+    lab.cluster.crash_node(node)
+    run.note()
+    if seed % 2:
+        time.sleep(run.rng.uniform(0, 5))
+        lab.cluster.start_node(node)
+    run.finish(undisturbed)
+
+
+@seeds(slow=True)
+def test_a_node_is_cut_off_and_comes_back(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    """Slurm gives the node up and starts the job again elsewhere: two copies work at the same time."""
+    lab.latency_s = 1.0
+    run = Disturbed(lab, seed)
+    run.start()
+    element = run.rng.choice(lab.running())
+    lab.cluster.isolate_node(element.nodes)
+    run.note(0)
+    lab.wait(lambda: all(r.restarts > element.restarts for r in lab.workers() if r.id == element.id))
+    time.sleep(run.rng.uniform(0, 8))
+    lab.cluster.rejoin_node(element.nodes, wait=False)
+    # What the first copy has in flight when Slurm ends it was claimed by its successor meanwhile.
+    run.note(2 * IN_FLIGHT)
+    run.finish(undisturbed)
+
+
+@seeds()
+def test_a_higher_partition_takes_the_nodes(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed, partition="low")
+    run.start()
+    script = "#!/bin/sh\nsleep 1\n"
+    lab.cluster.run(
+        "sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--job-name=high", text=script
+    )
+    run.note(2 * IN_FLIGHT)
+    run.finish(undisturbed)
+
+
+@seeds()
+def test_the_controller_restarts(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    run.start()
+    if seed % 2:
+        lab.cluster.restart_controller()
+    else:
+        lab.cluster.kill_controller()
+        time.sleep(run.rng.uniform(0, 3))
+        lab.cluster.start_controller()
+    run.note(0)
+    run.finish(undisturbed)
+
+
+@contextlib.contextmanager
+def small_disk(lab: SlurmLab) -> Iterator[Path]:
+    """A store of eight megabytes. Nodes see what was mounted when they were booted."""
+    store = lab.root / "store"
+    store.mkdir()
+
+    def boot_all() -> None:
+        for node in lab.cluster.nodes:
+            lab.cluster.crash_node(node)
+        for node in lab.cluster.nodes:
+            lab.cluster.start_node(node)
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(store)], check=True)
+    try:
+        boot_all()
+        yield store
+    finally:
+        subprocess.run(["umount", "-l", str(store)], check=True)
+        boot_all()
+
+
+@seeds(slow=True)
+def test_the_shared_directory_is_full_for_a_while(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    run = Disturbed(lab, seed)
+    with small_disk(lab) as store:
+        run.start()
+        ballast = store / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        time.sleep(run.rng.uniform(0, 6))
+        ballast.unlink()
+        run.note(2 * IN_FLIGHT)
+        run.finish(undisturbed)
+
+
+@seeds(cheap=True, slow=True)
+def test_the_time_limit_is_reached_again_and_again(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
+    """A minute is all that an attempt gets: each must do something, stop in time, and put itself back."""
+    lab.latency_s = 12.0 if SEEDS else 6.0
+    run = Disturbed(lab, seed, time_limit=1, signal_lead_s=30, workers=1, requeue=("auto", "successor")[seed % 2])
+    lab.run("submit", str(run.config))
+    run.finish(undisturbed)
+    stops = [a for a in lab.attempts() if a.ending in ("requeued", "succeeded_by")]
+    assert len(stops) >= (3 if SEEDS else 1), lab.story()
+    assert all(a.answered for a in stops), lab.story()
