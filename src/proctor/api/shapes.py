@@ -37,7 +37,7 @@ class Shape:
     @property
     def cost_s(self) -> float:
         """Seconds of one server that the models owe."""
-        return sum(s.cost_s for p in self.plans for s in p.shards)
+        return sum(p.cost_s for p in self.plans)
 
     @property
     def shards(self) -> int:
@@ -45,19 +45,26 @@ class Shape:
 
 
 def shapes(
-    context: RunContext, targets: Sequence[Target], plans: Sequence[ModelPlan], environ: Mapping[str, str]
+    context: RunContext,
+    targets: Sequence[Target],
+    plans: Sequence[ModelPlan],
+    environ: Mapping[str, str],
+    *,
+    only: Sequence[str] = (),
+    origins: Mapping[str, str] | None = None,
 ) -> list[Shape]:
-    """The owing targets by the resources that they need, in plan order.
+    """The owing targets by the resources that they need, in plan order; with `only`, those models alone.
 
+    Workers for some models have a shape of their own: what waits for all models must not be counted for them.
     Raises ConfigError for a model whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
     """
     found: dict[str, Shape] = {}
     for target, plan in zip(targets, plans, strict=True):
-        if not plan.shards:
+        if not plan.owed or (only and target.id not in only and target.entry.name not in only):
             continue
-        settings = settings_of(context, target, environ)
+        settings = settings_of(context, target, environ, origins)
         gpus = -(-target.gpus // settings.nodes)
-        key = _id(context, settings, gpus)
+        key = _id(settings, gpus, only)
         if key in found:
             shape = found[key]
             found[key] = replace(shape, targets=(*shape.targets, target), plans=(*shape.plans, plan))
@@ -73,8 +80,10 @@ def shapes(
     return list(found.values())
 
 
-def settings_of(context: RunContext, target: Target, environ: Mapping[str, str]) -> SlurmSettings:
-    """What `target`'s jobs are on this cluster. Raises ConfigError, UnknownName."""
+def settings_of(
+    context: RunContext, target: Target, environ: Mapping[str, str], origins: Mapping[str, str] | None = None
+) -> SlurmSettings:
+    """What `target`'s jobs are on this cluster; `origins`: as for `resolve_launch`. Raises ConfigError, UnknownName."""
     launch = target.launch
     if not isinstance(launch, SlurmLaunch):
         raise ConfigError(
@@ -83,7 +92,7 @@ def settings_of(context: RunContext, target: Target, environ: Mapping[str, str])
         )
     profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
     choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=(socket.gethostname, socket.getfqdn))
-    return resolve_launch(launch, choice.profile, environ)
+    return resolve_launch(launch, choice.profile, environ, origins=origins)
 
 
 def job_prefix(context: RunContext) -> str:
@@ -97,7 +106,7 @@ def job_name(context: RunContext, shape: str) -> str:
     return f"{job_prefix(context)}-{shape}"
 
 
-def _id(context: RunContext, settings: SlurmSettings, gpus: int) -> str:
+def _id(settings: SlurmSettings, gpus: int, only: Sequence[str]) -> str:
     stated = asdict(replace(settings, overrides=(), workers=None, throttle=None))
-    text = json.dumps([stated, gpus], sort_keys=True, default=str)
+    text = json.dumps([stated, gpus, *sorted(only)], sort_keys=True, default=str)
     return digest(text)[:6]

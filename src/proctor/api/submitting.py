@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.api.bundling import write_bundle
+from proctor.api.cluster_profiles import stated_by
 from proctor.api.context import RunContext
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
-from proctor.api.recording import record
+from proctor.api.recording import Recorded, record
 from proctor.api.shapes import Shape, job_name, job_prefix, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, UnknownName
@@ -30,9 +30,10 @@ from proctor.launch.slurm.scheduler import SlurmScheduler
 from proctor.launch.slurm.submission import Chunk, Submission, submit_elements
 from proctor.launch.slurm.submission import submit as submit_one
 from proctor.launch.slurm_script import Variable, log_pattern, scoring_script, worker_script
-from proctor.plan import ModelPlan, Plan
+from proctor.plan import Plan
 from proctor.plan.forecast import TimeLimit, recommended_workers, time_limit
 from proctor.report.submission import ArrayPlan
+from proctor.store import Store
 from proctor.worker.assignment import LINGER_S, Assignment, SlurmTerms
 from proctor.worker.run_directory import RunDirectory
 
@@ -81,6 +82,8 @@ class Selection:
     retry_failed: bool = False
     reasons: tuple[str, ...] = ()
     """With `retry_failed`: only what failed at these boundaries; empty: all."""
+    overrides: tuple[str, ...] = ()
+    """As given to `submit`, which fills this in: where a setting was stated is shown."""
 
 
 ALL: Final = Selection()
@@ -100,29 +103,19 @@ async def submit(
     UnknownName, LaunchError before anything is sent.
     """
     progress = progress or Silent()
-    environ, retry_failed = os.environ, select.retry_failed
+    retry_failed = select.retry_failed
     context = RunContext.open(config, overrides)
     store = context.store(create=True)
     context.write_configuration()
     progress.phase("recording the tasks")
     recorded = await asyncio.to_thread(record, context, store)
     progress.phase("reading the models")
-    targets = _chosen(await asyncio.to_thread(resolve_targets, context, store), select.models)
+    targets = await asyncio.to_thread(resolve_targets, context, store)
+    _check_names(targets, select.models)
+    select = replace(select, overrides=tuple(overrides))
     plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     progress.planned(plan)
-    progress.phase("listing what the nodes need")
-    found = shapes(context, targets, plan.models, environ)
-    images = [s.settings.container.image for s in found if s.settings.container is not None]
-    fingerprints = [fp for s in recorded.suites for fp in s.recordings]
-    await asyncio.to_thread(write_bundle, context, store, targets, fingerprints, images)
-    progress.phase("asking the cluster")
-    scheduler = await SlurmScheduler.open(Commands())
-    queue = await asyncio.to_thread(read_queue, scheduler.commands)
-    partitions = await read_partitions(scheduler.commands)
-    drafts = [
-        _draft(context, shape, queue, partitions, scheduler, retry_failed=retry_failed, environ=environ)
-        for shape in found
-    ]
+    site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
     drafts = _limited(drafts, select.limit)
     result = SubmitOutcome(
         run=context.spec.name,
@@ -131,46 +124,76 @@ async def submit(
         sent=(),
         owed=0,
         dry_run=dry_run,
-        scoring=_scoring_text(context, drafts[0].shape, partitions) if drafts else None,
+        scoring=_scoring_text(context, drafts[0].shape, site.partitions) if drafts else None,
     )
     if dry_run or not any(d.plan.missing for d in drafts):
         return result
     progress.phase("submitting")
-    return await _send(context, scheduler, drafts, queue, result, environ)
+    return await _send(context, site, drafts, result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
+class Site:
+    """The cluster as it was when the drafts were made."""
+
+    scheduler: SlurmScheduler
+    queue: Sequence[QueueRecord]
+    partitions: Sequence[Partition]
+
+
+async def draft(
+    context: RunContext,
+    store: Store,
+    targets: Sequence[Target],
+    plan: Plan,
+    recorded: Recorded,
+    progress: Progress,
+    *,
+    select: Selection = ALL,
+) -> tuple[Site, list[Draft]]:
+    """What would be sent for the plan, and where to; lists what the nodes need, sends nothing.
+
+    Raises ConfigError, UnknownName, LaunchError, MissingTool for what the cluster would refuse or never run.
+    """
+    progress.phase("listing what the nodes need")
+    found = shapes(context, targets, plan.models, os.environ, only=select.models, origins=stated_by(select.overrides))
+    images = [s.settings.container.image for s in found if s.settings.container is not None]
+    fingerprints = [fp for s in recorded.suites for fp in s.recordings]
+    await asyncio.to_thread(write_bundle, context, store, targets, fingerprints, images)
+    progress.phase("asking the cluster")
+    scheduler = await SlurmScheduler.open(Commands())
+    site = Site(
+        scheduler=scheduler,
+        queue=await asyncio.to_thread(read_queue, scheduler.commands),
+        partitions=await read_partitions(scheduler.commands),
+    )
+    return site, [_draft(context, shape, site, retry_failed=select.retry_failed) for shape in found]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """One array that is ready to be sent."""
+
     shape: Shape
     plan: ArrayPlan
     limit: TimeLimit | None
     retry_failed: bool
     environment: Mapping[str, str]
 
-    def script(self, context: RunContext, offset: int) -> str:
-        return _script(context, self.shape, self.limit, offset=offset, retry_failed=self.retry_failed)
+    def script(self, context: RunContext, *flags: str, assignment: str = "", name: str = "") -> str:
+        """The job's script, with further flags for the worker."""
+        own = ("--retry-failed",) if self.retry_failed else ()
+        return _script(context, self.shape, self.limit, (*flags, *own), assignment=assignment, name=name)
 
 
-def _chosen(targets: list[Target], names: Sequence[str]) -> list[Target]:
-    if not names:
-        return targets
+def _check_names(targets: Sequence[Target], names: Sequence[str]) -> None:
     known = {t.id for t in targets} | {t.entry.name for t in targets}
     for name in names:
         if name not in known:
             raise UnknownName.among("model", name, sorted(known), hint="`proctor models CONFIG` lists them")
-    return [t for t in targets if t.id in names or t.entry.name in names]
 
 
-def _draft(
-    context: RunContext,
-    shape: Shape,
-    queue: Sequence[QueueRecord],
-    partitions: Sequence[Partition],
-    scheduler: SlurmScheduler,
-    *,
-    retry_failed: bool,
-    environ: Mapping[str, str],
-) -> _Draft:
+def _draft(context: RunContext, shape: Shape, site: Site, *, retry_failed: bool) -> Draft:
     settings = shape.settings
     startup_s = max(p.startup_s for p in shape.plans)
     longest_s = max(p.longest_s for p in shape.plans)
@@ -181,7 +204,7 @@ def _draft(
         # Each model has to be loaded once: fewer workers than models means swaps, not a shorter queue.
         workers, reason = max(best.workers, min(len(shape.targets), _MODELS_AT_ONCE)), best.reason
     workers = max(1, min(workers, shape.shards))
-    named = choose_partition(settings.partition, partitions)
+    named = choose_partition(settings.partition, site.partitions)
     limit = _time_limit(shape, named, workers, startup_s=startup_s, longest_s=longest_s)
     seconds = limit.seconds if limit is not None else settings.time_limit_s
     demand = Demand(
@@ -193,9 +216,10 @@ def _draft(
         gpu_type=settings.gpu_type,
         cpus_per_node=settings.cpus or 1,
     )
-    check_demand(demand, partitions)
-    live = sum(r.name == shape.name and not r.stands.final for r in queue)
-    script = _script(context, shape, limit, offset=0, retry_failed=retry_failed)
+    check_demand(demand, site.partitions)
+    live = sum(r.name == shape.name and not r.stands.final for r in site.queue)
+    flags = ("--retry-failed",) if retry_failed else ()
+    script = _script(context, shape, limit, flags)
     plan = ArrayPlan(
         shape=shape.id,
         name=shape.name,
@@ -215,8 +239,8 @@ def _draft(
             f"{o.key}: {o.value!r} instead of {o.profile_value!r} ({o.source})" for o in settings.overrides
         ),
     )
-    environment = worker_environment(shape, environ)
-    return _Draft(shape=shape, plan=plan, limit=limit, retry_failed=retry_failed, environment=environment)
+    environment = worker_environment(shape, os.environ)
+    return Draft(shape=shape, plan=plan, limit=limit, retry_failed=retry_failed, environment=environment)
 
 
 _FLOOR_S: Final = 2.0
@@ -244,10 +268,10 @@ def _time_limit(
     )
 
 
-def _limited(drafts: Sequence[_Draft], limit: int | None) -> list[_Draft]:
+def _limited(drafts: Sequence[Draft], limit: int | None) -> list[Draft]:
     if limit is None:
         return list(drafts)
-    found: list[_Draft] = []
+    found: list[Draft] = []
     for draft in drafts:
         take = min(limit, draft.plan.missing)
         limit -= take
@@ -255,20 +279,27 @@ def _limited(drafts: Sequence[_Draft], limit: int | None) -> list[_Draft]:
     return found
 
 
-def _script(context: RunContext, shape: Shape, limit: TimeLimit | None, *, offset: int, retry_failed: bool) -> str:
+def _script(
+    context: RunContext,
+    shape: Shape,
+    limit: TimeLimit | None,
+    flags: Sequence[str],
+    *,
+    assignment: str = "",
+    name: str = "",
+) -> str:
     directory = _absolute(context.directory)
-    flags = (["--offset", str(offset)] if offset else []) + (["--retry-failed"] if retry_failed else [])
     keys = {t.entry.api_key_env for t in shape.targets if t.entry.api_key_env}
     return worker_script(
         shape.settings,
-        name=shape.name,
-        log=log_pattern(directory.logs, f"{shape.id}-%A_%a.log"),
+        name=name or shape.name,
+        log=log_pattern(directory.logs, f"{assignment}-%j.log" if assignment else f"{shape.id}-%A_%a.log"),
         python=sys.executable,
         argv=(
             "-m",
             "proctor.worker",
             str(directory.root),
-            str(directory.assignments / f"{shape.id}.json"),
+            str(directory.assignments / f"{assignment or shape.id}.json"),
             Variable.ARRAY_TASK,
             *flags,
         ),
@@ -310,18 +341,12 @@ def _scoring_text(context: RunContext, shape: Shape, partitions: Sequence[Partit
     ).text()
 
 
-async def _send(
-    context: RunContext,
-    scheduler: SlurmScheduler,
-    drafts: Sequence[_Draft],
-    queue: Sequence[QueueRecord],
-    result: SubmitOutcome,
-    environ: Mapping[str, str],
-) -> SubmitOutcome:
-    directory = _absolute(context.directory)
-    directory.write_shards([s for d in drafts for p in d.shape.plans for s in p.shards])
+async def _send(context: RunContext, site: Site, drafts: Sequence[Draft], result: SubmitOutcome) -> SubmitOutcome:
+    directory, scheduler = _absolute(context.directory), site.scheduler
+    # All of the run, whatever this call is about: workers of an earlier one may not have begun.
+    directory.write_plan({p.model: p.shards for p in result.plan.models if p.owed})
     for draft in drafts:
-        _write_assignment(context, draft)
+        write_assignment(context, draft)
     sent: list[Sent] = []
     stopped: LaunchError | None = None
     owed = 0
@@ -329,9 +354,10 @@ async def _send(
     while waiting and stopped is None:
         draft = waiting.pop(0)
 
-        def render(chunk: Chunk, draft: _Draft = draft) -> Submission:
+        def render(chunk: Chunk, draft: Draft = draft) -> Submission:
             first = draft.plan.live + chunk.offset
-            return Submission(script=draft.script(context, first), env=draft.environment)
+            flags = ("--offset", str(first)) if first else ()
+            return Submission(script=draft.script(context, *flags), env=draft.environment)
 
         done = await submit_elements(
             scheduler.commands,
@@ -349,62 +375,56 @@ async def _send(
     warnings: list[str] = []
     if sent and result.scoring is not None:
         try:
-            sent.append(await _send_scoring(context, scheduler, drafts[0].shape, result.scoring, sent, queue, environ))
+            sent.append(await _send_scoring(context, site, drafts[0].shape, result.scoring, sent))
         except LaunchError as error:
             # The arrays are in the queue and count; marking is one command away.
             warnings.append(f"no job that marks was taken: {error.message}; `proctor score` does it afterwards")
     return replace(result, sent=tuple(sent), owed=owed, stopped_by=stopped, warnings=tuple(warnings))
 
 
-async def _send_scoring(
-    context: RunContext,
-    scheduler: SlurmScheduler,
-    shape: Shape,
-    script: str,
-    sent: Sequence[Sent],
-    queue: Sequence[QueueRecord],
-    environ: Mapping[str, str],
-) -> Sent:
+async def _send_scoring(context: RunContext, site: Site, shape: Shape, script: str, sent: Sequence[Sent]) -> Sent:
     """One job that marks when all workers of the run have ended, instead of one that waits for fewer of them."""
     name, prefix = job_name(context, SCORE), job_prefix(context) + "-"
-    live = [r for r in queue if r.name.startswith(prefix) and not r.stands.final]
+    live = [r for r in site.queue if r.name.startswith(prefix) and not r.stands.final]
     after = sorted({s.job for s in sent} | {r.array for r in live if r.name != name}, key=int)
+    environment = worker_environment(shape, os.environ)
     job = await submit_one(
-        scheduler.commands,
-        Submission(script=script, dependency=f"afterany:{':'.join(after)}", env=worker_environment(shape, environ)),
+        site.scheduler.commands,
+        Submission(script=script, dependency=f"afterany:{':'.join(after)}", env=environment),
     )
-    await scheduler.cancel([r.id for r in live if r.name == name])
+    await site.scheduler.cancel([r.id for r in live if r.name == name])
     return _note(_absolute(context.directory), replace(shape, id=SCORE, name=name), job, 1, 0)
 
 
-def _write_assignment(context: RunContext, draft: _Draft) -> None:
+def write_assignment(context: RunContext, draft: Draft, *, name: str = "", requeue: str | None = None) -> None:
+    """Say what the workers of a draft do, and keep the script beside it; `name` instead of the shape's id."""
     directory, settings = context.directory, draft.shape.settings
     files: list[str] = []
     for target in draft.shape.targets:
-        job = target.job(context)
+        job = replace(target.job(context), container=settings.container)
         file = f"{job.job_id}.json"
         job.write(directory.jobs / file)
         files.append(file)
-    Assignment(
+    script = draft.script(context)
+    terms = SlurmTerms(
+        requeue=requeue or settings.requeue,
+        script=script,
+        max_attempts=settings.max_attempts,
+        signal_lead_s=settings.signal_lead_s,
+    )
+    assignment = Assignment(
         shape=draft.shape.id,
         jobs=tuple(files),
-        costs=tuple(_cost(p) for p in draft.shape.plans),
+        costs=tuple(p.cost_s for p in draft.shape.plans),
         workers=draft.plan.workers,
         startup_s=max(p.startup_s for p in draft.shape.plans),
         swap=settings.swap,
         linger_s=LINGER_S,
-        slurm=SlurmTerms(
-            requeue=settings.requeue,
-            script=draft.plan.script,
-            max_attempts=settings.max_attempts,
-            signal_lead_s=settings.signal_lead_s,
-        ),
-    ).write(directory.assignments / f"{draft.shape.id}.json")
-    directory.write(directory.jobs.parent / "assignments" / f"{draft.shape.id}.sh", draft.plan.script)
-
-
-def _cost(plan: ModelPlan) -> float:
-    return sum(s.cost_s for s in plan.shards)
+        slurm=terms,
+    )
+    name = name or draft.shape.id
+    assignment.write(directory.assignments / f"{name}.json")
+    directory.write(directory.assignments / f"{name}.sh", script)
 
 
 def _absolute(directory: RunDirectory) -> RunDirectory:
@@ -434,8 +454,3 @@ def read_submissions(directory: RunDirectory) -> list[Sent]:
         except (ValueError, TypeError):
             continue  # half a line of a killed command: the queue still knows the job by its name
     return found
-
-
-def by_state(records: Sequence[QueueRecord]) -> dict[str, int]:
-    """How many elements stand where."""
-    return dict(Counter(r.stands.value for r in records))
