@@ -18,7 +18,7 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 -m "not slow" tests/unit tests/contract
+	$(BIN)/pytest -q -n 2 -m "not slow and not slurm" tests/unit tests/contract
 
 test: .venv/.dev $(HARNESS)/.models
 	$(BIN)/ruff format --check .
