@@ -23,8 +23,6 @@ from proctor.worker.attempt import AttemptRecord, read_attempts
 from ..integration.conftest import Lab
 from .cluster import Cluster
 
-Scores = list[tuple[str, str, str, float | None, int]]
-
 WORKER = "proctor.worker"
 SERVER = "proctor.testing.server"
 PATIENCE_S = 600.0
@@ -89,10 +87,10 @@ class SlurmLab(Lab):
         """How many ended how."""
         return Counter(a.ending.value for a in self.attempts())
 
-    def sweep_scores(self, config: Path) -> Scores:
-        """(model, task, metric, value, n) of every row, marked anew."""
-        rows = json.loads(self.run("score", str(config), "--json", expect=None).stdout)["rows"]
-        return [(f"{r['model']}@{r['label']}", r["task"], r["metric"], r["value"], r["n"]) for r in rows]
+    def scored(self) -> list[tuple[str, str, float | None, int]]:
+        """(task, metric, value, n) as the job that marks left them."""
+        rows = json.loads((self.root / "runs" / "run" / "report" / "scores.json").read_text())
+        return [(r["task"], r["metric"], r["value"], r["n"]) for r in rows]
 
     def answers(self) -> Answers:
         """Of the only model."""

@@ -245,13 +245,52 @@ def test_the_shared_directory_is_full_for_a_while(lab: SlurmLab, seed: int, undi
         run.finish(undisturbed)
 
 
+def submit_for_a_minute(run: Disturbed) -> None:
+    """Submit with a limit that is too short for what the planner expects of an unknown server."""
+    run.lab.run("submit", str(run.config))
+    (path,) = run.lab.root.glob("runs/run/assignments/*.json")
+    text = path.read_text()
+    assert "--time=00:10:00" in text
+    path.write_text(text.replace("--time=00:10:00", "--time=00:01:00").replace("#SBATCH --hold\\n", ""))
+    (job,) = {r.array for r in run.lab.workers()}
+    run.lab.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    run.lab.cluster.run("scontrol", "release", job)
+
+
+def time_limited(lab: SlurmLab, seed: int, *, latency_s: float, **launch: object) -> Disturbed:
+    """One worker with one minute at a time."""
+    lab.latency_s = latency_s
+    terms = {"workers": 1, "signal_lead_s": 30, "sbatch": {"hold": True}}
+    run = Disturbed(lab, seed, **terms | launch)
+    submit_for_a_minute(run)
+    return run
+
+
 @seeds(cheap=True, slow=True)
 def test_the_time_limit_is_reached_again_and_again(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
-    """A minute is all that an attempt gets: each must do something, stop in time, and put itself back."""
-    lab.latency_s = 12.0 if SEEDS else 6.0
-    run = Disturbed(lab, seed, time_limit=1, signal_lead_s=30, workers=1, requeue=("auto", "successor")[seed % 2])
-    lab.run("submit", str(run.config))
+    """Each attempt must do something, stop in time, and see that the work goes on."""
+    policy = ("auto", "successor")[seed % 2]
+    run = time_limited(lab, seed, latency_s=10.0 if SEEDS else 4.0, requeue=policy)
+    lab.wait_idle(1200)
+    assert lab.scored() == undisturbed, "the job that marks ran when all had ended"
     run.finish(undisturbed)
     stops = [a for a in lab.attempts() if a.ending in ("requeued", "succeeded_by")]
     assert len(stops) >= (3 if SEEDS else 1), lab.story()
+    assert {a.ending for a in stops} == {"requeued" if policy == "auto" else "succeeded_by"}
     assert all(a.answered for a in stops), lab.story()
+
+
+@seeds(slow=True)
+def test_a_chain_ends_with_a_reason(lab: SlurmLab, seed: int) -> None:
+    """Never requeued, as often as allowed, or without any progress: `status` says which, and what to do."""
+    terms, ending, words = [
+        ({"requeue": "never"}, "not_requeued", "`launch.requeue` is never"),
+        ({"max_attempts": 1}, "attempts_spent", "the time was up 1 times"),
+        ({}, "no_progress", "before anything was answered"),
+    ][seed % 3]
+    run = time_limited(lab, seed, latency_s=300.0 if ending == "no_progress" else 10.0, **terms)
+    lab.wait_idle(1200)
+    assert lab.endings() == {ending: 1}, lab.story()
+    assert words in lab.attempts()[0].message
+    shown = lab.run("status", str(run.config)).stdout
+    assert ending in shown, shown

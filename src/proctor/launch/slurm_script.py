@@ -74,6 +74,9 @@ class JobScript:
     def text(self) -> str:
         """The script. Raises ConfigError for a value that a directive cannot hold, and for a secret in `env`."""
         lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in self.directives()), ""]
+        if self.signal_lead_s is not None:
+            # Slurm sends it up to a minute early, which may be before the worker listens: that must not kill the job.
+            lines.append("trap '' USR1")
         lines += _activation(self.environment)
         for name, value in (ALWAYS | dict(self.env)).items():
             if value and _SECRET.search(name):

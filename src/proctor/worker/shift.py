@@ -21,6 +21,7 @@ from proctor.worker.attempt import (
     AttemptRecord,
     Continuation,
     Ending,
+    Scheduler,
     carry_on,
     drain_at,
     earlier_attempts,
@@ -35,6 +36,8 @@ from proctor.worker.session import Outcome, Session
 
 CLOCK_S: Final = 1.0
 """Between two looks at the clock."""
+EARLY_S: Final = 90.0
+"""Slurm sends the signal before the end up to a minute too early: a warning, at which the end is asked for again."""
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ class Shift:
         self._reason: signal.Signals | None = None
         self._time_is_up = False
         self._task: asyncio.Task[object] | None = None
+        self._warned = asyncio.Event()
+        self._clock_runs = False
         self.totals = Totals()
 
     @property
@@ -90,6 +95,9 @@ class Shift:
                 if not self.stopping:
                     raise
                 left = True
+            # A requeue ends this very process, perhaps before scontrol has said that it worked: from here on no
+            # signal stops what is left to do, which is quick.
+            self._task = None
             await self._end(left=left)
         return not left
 
@@ -239,7 +247,10 @@ class Shift:
     def _received(self, number: signal.Signals) -> None:
         """USR1: the time is nearly up. Another signal once drains, twice stops; before the first request it stops."""
         if number == signal.SIGUSR1:
-            self._up()
+            if self._clock_runs:
+                self._warned.set()
+            else:
+                self._up()
             return
         again = self._reason is not None
         self._reason = number
@@ -268,29 +279,35 @@ class Shift:
         if terms is None or scheduler is None:
             yield
             return
-        watching = asyncio.create_task(self._watch_clock(terms.signal_lead_s))
+        self._clock_runs = True
+        watching = asyncio.create_task(self._watch_clock(scheduler, terms.signal_lead_s))
         try:
             yield
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    async def _watch_clock(self, lead_s: float) -> None:
-        scheduler = self._attempt.scheduler
-        if scheduler is None:
-            return
-        try:
-            ends_at = await scheduler.ends_at(self._attempt.job, self._attempt.array_task)
-        except LaunchError:
-            return  # the signal still comes
+    async def _watch_clock(self, scheduler: Scheduler, lead_s: float) -> None:
+        ends_at = await self._ends_at(scheduler)
         while not self._time_is_up:
             slowest = self._session.slowest_s if self._session is not None else 0.0
             at = drain_at(ends_at, lead_s=lead_s, slowest_s=slowest)
-            if at is None:
-                return
-            if time.time() >= at:
+            if at is not None and time.time() >= at:
                 self._up()
-            await asyncio.sleep(CLOCK_S)
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._warned.wait(), CLOCK_S)
+            if self._warned.is_set():
+                self._warned.clear()
+                ends_at = await self._ends_at(scheduler)
+                if ends_at is None or ends_at - time.time() > lead_s + EARLY_S:
+                    self._up()  # not Slurm's clock: somebody wants it, or there is no clock to go by
+
+    async def _ends_at(self, scheduler: Scheduler) -> float | None:
+        try:
+            return await scheduler.ends_at(self._attempt.job, self._attempt.array_task)
+        except LaunchError:
+            return None  # the signal still comes
 
 
 def ending_of(error: ProctorError) -> Ending:

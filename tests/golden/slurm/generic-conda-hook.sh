@@ -10,6 +10,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
+trap '' USR1
 hook=$(conda shell.bash hook) && eval "$hook" || exit 2
 conda activate '/envs/conda env' || exit 2
 export PYTHONNOUSERSITE=1

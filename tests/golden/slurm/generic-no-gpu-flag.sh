@@ -10,6 +10,7 @@
 #SBATCH --requeue
 #SBATCH --mem-per-gpu=60G
 
+trap '' USR1
 export PYTHONNOUSERSITE=1
 export PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1

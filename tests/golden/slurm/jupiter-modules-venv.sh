@@ -11,6 +11,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
+trap '' USR1
 type module >/dev/null 2>&1 || . /etc/profile
 module load GCC/12.3.0 CUDA/12 || exit 2
 . -- /envs/proctor/bin/activate || exit 2

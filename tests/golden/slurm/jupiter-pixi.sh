@@ -11,6 +11,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
+trap '' USR1
 hook=$(pixi shell-hook --no-install '--manifest-path=/work/my project/pixi.toml' --environment=cuda) && eval "$hook" || exit 2
 export PYTHONNOUSERSITE=1
 export PYTHONUNBUFFERED=1

@@ -14,6 +14,7 @@
 #SBATCH --requeue
 #SBATCH --comment="-leading ünïcødé-模型-🦊"
 
+trap '' USR1
 type module >/dev/null 2>&1 || . /etc/profile
 module load '$(touch pwned)' || exit 2
 . -- '/two words/`id`/bin/activate' || exit 2

@@ -11,6 +11,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
+trap '' USR1
 module use /sw/stage
 . /sw/activate
 export PYTHONNOUSERSITE=1

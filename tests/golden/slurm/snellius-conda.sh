@@ -11,6 +11,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
+trap '' USR1
 . -- /opt/conda/etc/profile.d/conda.sh || exit 2
 conda activate proctor || exit 2
 export PYTHONNOUSERSITE=1

@@ -18,6 +18,7 @@
 #SBATCH --exclusive
 #SBATCH --constraint="a100&nvlink"
 
+trap '' USR1
 export PYTHONNOUSERSITE=1
 export PYTHONUNBUFFERED=1
 

@@ -12,6 +12,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 
+trap '' USR1
 export PYTHONNOUSERSITE=1
 export PYTHONUNBUFFERED=1
 
