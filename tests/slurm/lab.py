@@ -88,8 +88,9 @@ class SlurmLab(Lab):
         return Counter(a.ending.value for a in self.attempts())
 
     def scored(self) -> list[tuple[str, str, float | None, int]]:
-        """(task, metric, value, n) as the job that marks left them."""
-        rows = json.loads((self.root / "runs" / "run" / "report" / "scores.json").read_text())
+        """(task, metric, value, n) as the job that marks left them; none before that."""
+        path = self.root / "runs" / "run" / "report" / "scores.json"
+        rows = json.loads(path.read_text()) if path.exists() else []
         return [(r["task"], r["metric"], r["value"], r["n"]) for r in rows]
 
     def answers(self) -> Answers:
