@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proctor.api.cluster_check import CheckedCluster, check_cluster
     from proctor.api.cluster_profiles import KnownClusters, ResolvedCluster, clusters, detect_cluster, resolve_cluster
     from proctor.api.counting import status
+    from proctor.api.doctoring import Diagnosis, doctor
     from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, models, prepare, validate
     from proctor.api.jobs import cancel
     from proctor.api.logs import FailedSample, LogFile, failed_samples, last_lines, log_files
@@ -49,6 +50,7 @@ _HOMES: Final = {
         "resolve_cluster",
     ),
     "proctor.api.counting": ("status",),
+    "proctor.api.doctoring": ("Diagnosis", "doctor"),
     "proctor.api.inspecting": ("Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "validate"),
     "proctor.api.jobs": ("cancel",),
     "proctor.api.logs": ("FailedSample", "LogFile", "failed_samples", "last_lines", "log_files"),
@@ -68,6 +70,7 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 __all__ = [
     "Checked",
     "CheckedCluster",
+    "Diagnosis",
     "FailedSample",
     "KnownClusters",
     "LogFile",
@@ -85,6 +88,7 @@ __all__ = [
     "check_cluster",
     "clusters",
     "detect_cluster",
+    "doctor",
     "failed_samples",
     "fetch_model",
     "has_lm_eval",

@@ -14,7 +14,7 @@ from proctor.api.targets import Target
 from proctor.config.clusters import choose, load_profiles, resolve_launch, user_files
 from proctor.config.clusters.settings import SlurmSettings
 from proctor.config.names import slug
-from proctor.config.spec import SlurmLaunch
+from proctor.config.spec import EndpointServer, LlamaCppServer, OpenAIEngine, SlurmLaunch
 from proctor.errors import ConfigError
 from proctor.plan import ModelPlan
 from proctor.records import digest
@@ -63,7 +63,7 @@ def shapes(
         if not plan.owed or (only and target.id not in only and target.entry.name not in only):
             continue
         settings = settings_of(context, target, environ, origins)
-        gpus = -(-target.gpus // settings.nodes)
+        gpus = -(-target.gpus // settings.nodes_per_server)
         key = _id(settings, gpus, only)
         if key in found:
             shape = found[key]
@@ -91,8 +91,31 @@ def settings_of(
             hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
         )
     profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
+    _check_nodes(target, launch)
     choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=(socket.gethostname, socket.getfqdn))
     return resolve_launch(launch, choice.profile, environ, origins=origins)
+
+
+def _check_nodes(target: Target, launch: SlurmLaunch) -> None:
+    nodes = (launch.nodes_per_server or 1) * (launch.servers or 1)
+    engine = target.engine
+    if nodes > 1 and (not isinstance(engine, OpenAIEngine) or isinstance(engine.server, EndpointServer)):
+        raise ConfigError(
+            f"model {target.id!r} would get {nodes} nodes for each job, but its engine starts no server there",
+            hint="remove launch.servers and launch.nodes_per_server, or use a server of type vllm, sglang or command",
+        )
+    size = launch.nodes_per_server or 1
+    server = engine.server if isinstance(engine, OpenAIEngine) else None
+    if isinstance(server, LlamaCppServer) and size > 1:
+        raise ConfigError(
+            f"model {target.id!r}: llama.cpp runs on one node, not on {size}",
+            hint="set launch.nodes_per_server to 1; launch.servers says how many of them a job has",
+        )
+    if server is not None and not isinstance(server, EndpointServer) and server.gpus % size:
+        raise ConfigError(
+            f"model {target.id!r}: {server.gpus} GPUs of a server cannot be shared evenly by its {size} nodes",
+            hint="`gpus` of the server counts all of its nodes: a multiple of launch.nodes_per_server",
+        )
 
 
 def job_prefix(context: RunContext) -> str:

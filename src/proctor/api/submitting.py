@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ from proctor.launch.slurm.submission import submit as submit_one
 from proctor.launch.slurm_script import Variable, log_pattern, scoring_script, worker_script
 from proctor.plan import Plan
 from proctor.plan.forecast import TimeLimit, recommended_workers, time_limit
+from proctor.plan.shards import MAX_SHARD_S
+from proctor.records import Boundary
 from proctor.report.submission import ArrayPlan
 from proctor.store import Store
 from proctor.worker.assignment import LINGER_S, Assignment, SlurmTerms
@@ -111,11 +114,17 @@ async def submit(
     recorded = await asyncio.to_thread(record, context, store)
     progress.phase("reading the models")
     targets = await asyncio.to_thread(resolve_targets, context, store)
-    _check_names(targets, select.models)
+    _check_names(targets, select)
     select = replace(select, overrides=tuple(overrides))
-    plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
+    planned = functools.partial(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
+    plan = await asyncio.to_thread(planned)
     progress.planned(plan)
     site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
+    fits_s = min((d.shard_s for d in drafts), default=MAX_SHARD_S)
+    if fits_s < MAX_SHARD_S:
+        # Finer shards, so that one fits what the time limit leaves.
+        plan = await asyncio.to_thread(planned, max_shard_s=fits_s)
+        site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
     drafts = _limited(drafts, select.limit)
     result = SubmitOutcome(
         run=context.spec.name,
@@ -167,7 +176,7 @@ async def draft(
         queue=await asyncio.to_thread(read_queue, scheduler.commands),
         partitions=await read_partitions(scheduler.commands),
     )
-    return site, [_draft(context, shape, site, retry_failed=select.retry_failed) for shape in found]
+    return site, [_draft(context, shape, site, _flags(select)) for shape in found]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,23 +186,36 @@ class Draft:
     shape: Shape
     plan: ArrayPlan
     limit: TimeLimit | None
-    retry_failed: bool
+    flags: tuple[str, ...]
+    """For every worker."""
     environment: Mapping[str, str]
+    shard_s: float
+    """What a shard may be predicted to take so that it fits an attempt."""
 
     def script(self, context: RunContext, *flags: str, assignment: str = "", name: str = "") -> str:
         """The job's script, with further flags for the worker."""
-        own = ("--retry-failed",) if self.retry_failed else ()
-        return _script(context, self.shape, self.limit, (*flags, *own), assignment=assignment, name=name)
+        return _script(context, self.shape, self.limit, (*flags, *self.flags), assignment=assignment, name=name)
 
 
-def _check_names(targets: Sequence[Target], names: Sequence[str]) -> None:
+def _check_names(targets: Sequence[Target], select: Selection) -> None:
+    boundaries = [b.value for b in Boundary]
+    for reason in select.reasons:
+        if reason not in boundaries:
+            raise UnknownName.among(
+                "reason", reason, boundaries, hint="`proctor status CONFIG` shows what failed where"
+            )
     known = {t.id for t in targets} | {t.entry.name for t in targets}
-    for name in names:
+    for name in select.models:
         if name not in known:
             raise UnknownName.among("model", name, sorted(known), hint="`proctor models CONFIG` lists them")
 
 
-def _draft(context: RunContext, shape: Shape, site: Site, *, retry_failed: bool) -> Draft:
+def _flags(select: Selection) -> tuple[str, ...]:
+    reasons = [word for reason in select.reasons for word in ("--reason", reason)]
+    return ("--retry-failed", *reasons) if select.retry_failed else ()
+
+
+def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]) -> Draft:
     settings = shape.settings
     startup_s = max(p.startup_s for p in shape.plans)
     longest_s = max(p.longest_s for p in shape.plans)
@@ -218,7 +240,6 @@ def _draft(context: RunContext, shape: Shape, site: Site, *, retry_failed: bool)
     )
     check_demand(demand, site.partitions)
     live = sum(r.name == shape.name and not r.stands.final for r in site.queue)
-    flags = ("--retry-failed",) if retry_failed else ()
     script = _script(context, shape, limit, flags)
     plan = ArrayPlan(
         shape=shape.id,
@@ -239,8 +260,15 @@ def _draft(context: RunContext, shape: Shape, site: Site, *, retry_failed: bool)
             f"{o.key}: {o.value!r} instead of {o.profile_value!r} ({o.source})" for o in settings.overrides
         ),
     )
-    environment = worker_environment(shape, os.environ)
-    return Draft(shape=shape, plan=plan, limit=limit, retry_failed=retry_failed, environment=environment)
+    room = math.inf if seconds is None else seconds - startup_s - settings.signal_lead_s
+    return Draft(
+        shape=shape,
+        plan=plan,
+        limit=limit,
+        flags=flags,
+        environment=worker_environment(shape, os.environ),
+        shard_s=limit.max_shard_s if limit is not None else max(room, longest_s, _FLOOR_S),
+    )
 
 
 _FLOOR_S: Final = 2.0
@@ -257,7 +285,7 @@ def _time_limit(
         return None
     most = [s for s in (settings.max_time_s, partition.max_time_s) if s is not None]
     # A worker that goes on to other models starts each of them once.
-    swaps = ceil(len(shape.targets) / workers) if settings.swap else 1
+    swaps = math.ceil(len(shape.targets) / workers) if settings.swap else 1
     return time_limit(
         shape.cost_s,
         workers,

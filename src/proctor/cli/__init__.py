@@ -23,6 +23,7 @@ VERBS: Final = {
     "logs": "Show what jobs, workers and servers wrote, and which samples failed.",
     "cancel": "End the jobs of a run on the cluster.",
     "score": "Mark the answers that are there. Needs no model.",
+    "doctor": "See whether a run will work here, and prove it by one small job.",
     "clusters": "List, show, detect and check cluster profiles.",
 }
 """Verb → help. Listed here so that --help imports nothing."""

@@ -1,6 +1,6 @@
-"""`python -m proctor.worker RUN_DIRECTORY ASSIGNMENT INDEX [--offset N] [--retry-failed]`: one worker process.
+"""`python -m proctor.worker RUN_DIRECTORY ASSIGNMENT INDEX [OPTIONS]`: one worker process.
 
-The worker's number is INDEX + N: arrays count from 0 again where a work was sent in several.
+The worker's number is INDEX + --offset: arrays count from 0 again where a work was sent in several.
 
 SIGINT or SIGTERM once: finish what is in flight, keep it, exit 3 if work is owed. Twice: stop at once. SIGUSR1: the
 time is nearly up: drain, and arrange that the rest goes on.
@@ -8,6 +8,7 @@ time is nearly up: drain, and arrange that the rest goes on.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -21,25 +22,39 @@ from proctor.worker.scheduler import scheduler_for
 from proctor.worker.shift import Shift
 
 
-async def work(directory: RunDirectory, assignment: Assignment, *, index: int, retry_failed: bool) -> bool:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line above."""
+    parser = argparse.ArgumentParser(prog="python -m proctor.worker")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("assignment", type=Path)
+    parser.add_argument("index", type=int)
+    parser.add_argument("--offset", type=int, default=0)
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--reason", action="append", default=[])
+    parser.add_argument("--at-most", type=int)
+    return parser.parse_args(arguments)
+
+
+async def work(told: argparse.Namespace) -> bool:
     """Do one worker's share; whether nothing was left to it. Raises ProctorError; what was acknowledged is kept."""
-    attempt = Attempt.here(index, os.environ, scheduler_for(assignment, os.environ))
-    return await Shift(directory, assignment, attempt, retry_failed=retry_failed).work()
+    assignment = Assignment.read(told.assignment)
+    attempt = Attempt.here(told.index + told.offset, os.environ, scheduler_for(assignment, os.environ))
+    shift = Shift(
+        RunDirectory(told.run),
+        assignment,
+        attempt,
+        retry_failed=told.retry_failed,
+        retry_reasons=frozenset(told.reason),
+        at_most=told.at_most,
+    )
+    return await shift.work()
 
 
 def main(arguments: list[str]) -> int:
     """Run one worker; the exit code is the error's."""
-    run, assignment, index, *flags = arguments
-    offset = int(flags[flags.index("--offset") + 1]) if "--offset" in flags else 0
+    told = parse(arguments)
     try:
-        done = asyncio.run(
-            work(
-                RunDirectory(Path(run)),
-                Assignment.read(Path(assignment)),
-                index=int(index) + offset,
-                retry_failed="--retry-failed" in flags,
-            )
-        )
+        done = asyncio.run(work(told))
     except ProctorError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

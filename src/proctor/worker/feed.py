@@ -66,7 +66,9 @@ class Feed:
         shards: Sequence[Shard],
         keep: Keep,
         retry_failed: bool = False,
+        retry_reasons: frozenset[str] = frozenset(),
     ) -> None:
+        """`retry_reasons`: with `retry_failed`, only what failed at these boundaries; empty: all."""
         self.draining = asyncio.Event()
         self._store = store
         self._engine = engine
@@ -76,6 +78,7 @@ class Feed:
         self._keep = keep
         self._ledger_turn = asyncio.Lock()
         self._retry_failed = retry_failed
+        self._retry_reasons = retry_reasons
         self._started = time.time()
         self._requests: dict[str, Request] = {}
         self._ordinals: dict[str, list[str]] = {}
@@ -196,8 +199,13 @@ class Feed:
             return self._answers.owed(keys)
         keys = [k for k in keys if not self._answers.answered(k)]
         found = self._answers.read(keys)
+        return [k for k in keys if not isinstance(f := found.get(k), Failure) or self._again(f)]
+
+    def _again(self, failure: Failure) -> bool:
         # What another worker has asked again meanwhile, in vain, is not asked a third time.
-        return [k for k in keys if not (isinstance(f := found.get(k), Failure) and f.created >= self._started)]
+        if failure.created >= self._started:
+            return False
+        return not self._retry_reasons or failure.boundary.value in self._retry_reasons
 
     def _keys(self, fingerprint: str) -> list[str]:
         if fingerprint not in self._ordinals:

@@ -78,8 +78,13 @@ class Session:
             self._feed.draining.set()
         self._events.phase("draining")
 
-    async def work(self, shards: Sequence[Shard], *, retry_failed: bool = False) -> Outcome:
-        """Ask everything that the shards owe. Raises ServerError, StoreError; what was kept stays kept."""
+    async def work(
+        self, shards: Sequence[Shard], *, retry_failed: bool = False, retry_reasons: frozenset[str] = frozenset()
+    ) -> Outcome:
+        """Ask everything that the shards owe; for `retry_reasons` see `Feed`.
+
+        Raises ServerError, StoreError; what was kept stays kept.
+        """
         self._broken = asyncio.get_running_loop().create_future()
         self._feed = Feed(
             store=self._store,
@@ -89,6 +94,7 @@ class Session:
             shards=shards,
             keep=self,
             retry_failed=retry_failed,
+            retry_reasons=retry_reasons,
         )
         if self.outcome.drained:
             self._feed.draining.set()

@@ -8,11 +8,11 @@ import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from proctor.errors import LaunchError, ProbeError, ProctorError, ServerError, StoreError, UsageError
+from proctor.errors import LaunchError, ProbeError, ProctorError, ServerError, StoreError, Unreachable, UsageError
 from proctor.records import Shard
 from proctor.store import Answers, Owner, Store
 from proctor.worker.assignment import Assignment
@@ -27,11 +27,12 @@ from proctor.worker.attempt import (
     earlier_attempts,
     read_attempts,
 )
-from proctor.worker.build import engine_for, server_for
+from proctor.worker.build import engine_for
 from proctor.worker.bundle import Bundle
 from proctor.worker.events import EventLog
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
+from proctor.worker.serving import serving
 from proctor.worker.session import Outcome, Session
 
 CLOCK_S: Final = 1.0
@@ -59,12 +60,22 @@ class Shift:
     """Runs one worker. Whatever was acknowledged is kept, however it ends."""
 
     def __init__(
-        self, directory: RunDirectory, assignment: Assignment, attempt: Attempt, *, retry_failed: bool = False
+        self,
+        directory: RunDirectory,
+        assignment: Assignment,
+        attempt: Attempt,
+        *,
+        retry_failed: bool = False,
+        retry_reasons: frozenset[str] = frozenset(),
+        at_most: int | None = None,
     ) -> None:
+        """`at_most`: of each model only so many requests, to see whether it works."""
         self._directory = directory
         self._assignment = assignment
         self._attempt = attempt
         self._retry_failed = retry_failed
+        self._retry_reasons = retry_reasons
+        self._at_most = at_most
         self._session: Session | None = None
         self._reason: signal.Signals | None = None
         self._time_is_up = False
@@ -127,6 +138,8 @@ class Shift:
         owner = self._attempt.owner(job.run)
         answers = await asyncio.to_thread(store.answers, job.weights, job.resolution)
         shards = await asyncio.to_thread(self._directory.read_shards, job.model)
+        if self._at_most is not None:
+            shards = [replace(s, items=s.items[: self._at_most]) for s in shards[:1]]
         if not await self._worth_starting(store, job, answers, shards, owner):
             return
         bundle = await asyncio.to_thread(Bundle.read, self._directory.bundle)
@@ -135,9 +148,8 @@ class Shift:
         with EventLog(self._directory.events / f"{worker}.jsonl", worker=worker, model=job.model) as events:
             try:
                 async with contextlib.AsyncExitStack() as stack:
-                    server = server_for(job, worker=worker)
-                    if server is not None:
-                        await stack.enter_async_context(server)
+                    terms = self._assignment.slurm if self._attempt.scheduler is not None else None
+                    server = await stack.enter_async_context(serving(job, terms, worker=worker, events=events))
                     engine = await stack.enter_async_context(engine_for(job, server, worker=worker))
                     writer = await stack.enter_async_context(store.writer(job.weights, job.resolution, owner=owner))
                     self._session = Session(
@@ -153,7 +165,9 @@ class Shift:
                     if self.stopping:
                         self._session.drain()
                     try:
-                        await self._session.work(shards, retry_failed=self._retry_failed)
+                        await self._session.work(
+                            shards, retry_failed=self._retry_failed, retry_reasons=self._retry_reasons
+                        )
                     finally:
                         self.totals.add(job, self._session.outcome)
                         self._session = None
@@ -321,6 +335,8 @@ def ending_of(error: ProctorError) -> Ending:
             return Ending.SERVER_STARTUP_FAILED
         case StoreError():
             return Ending.STORE_FAILED
+        case Unreachable():
+            return Ending.SERVER_STARTUP_FAILED
         case LaunchError():
             return Ending.NODE_COUNT_MISMATCH
         case UsageError():

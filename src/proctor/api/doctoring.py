@@ -1,0 +1,226 @@
+"""Will this run work here? Looks at everything that can be looked at, then proves it by one small job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from proctor.api.cluster_check import check_cluster
+from proctor.api.cluster_profiles import resolve_cluster
+from proctor.api.context import RunContext
+from proctor.api.planning import make_plan
+from proctor.api.progress import Progress, Silent
+from proctor.api.recording import Recorded, record
+from proctor.api.shapes import job_prefix
+from proctor.api.submitting import Draft, draft, write_assignment
+from proctor.api.targets import Target, resolve_targets
+from proctor.config.spec import SlurmLaunch
+from proctor.errors import LaunchError, ProctorError
+from proctor.launch.launcher import Job as LaunchJob
+from proctor.launch.launcher import JobState
+from proctor.launch.local import LocalLauncher
+from proctor.launch.slurm.queue import read_queue
+from proctor.launch.slurm.scheduler import SlurmScheduler
+from proctor.launch.slurm.submission import Submission, submit
+from proctor.plan import ModelPlan
+from proctor.processes.group import tail
+from proctor.report.clusters import Finding
+from proctor.store import Store
+from proctor.worker.assignment import Assignment
+from proctor.worker.attempt import Ending, read_attempts
+
+REQUESTS: Final = 4
+"""That a trial asks of each model. Its answers count: they are not asked again."""
+WAIT_S: Final = 1800.0
+_POLL_S: Final = 2.0
+_FEW_INODES: Final = 10_000
+_LITTLE_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What was found, in the order in which it was looked at."""
+
+    run: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing is wrong; there may be warnings."""
+        return all(f.state != "failed" for f in self.findings)
+
+
+async def doctor(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    trial: bool = True,
+    wait_s: float = WAIT_S,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Look at the configuration, store, tasks, models and cluster of a run, and with `trial` let one small job for
+    each kind of resources ask `REQUESTS` requests. A trial that still waits after `wait_s` seconds is ended.
+
+    What is wrong is a finding, not an exception; only ConfigError is raised, for a file that cannot be read at all.
+    """
+    progress = progress or Silent()
+    context = RunContext.open(config, overrides)
+    found = [_ok("configuration", f"{context.config}: {len(context.spec.models)} models, store {context.spec.store!r}")]
+    cluster = any(isinstance(launch, SlurmLaunch) for launch in [context.spec.launch])
+    if cluster:
+        progress.phase("asking the cluster")
+        try:
+            checked = await check_cluster(resolve_cluster(None, context.config, overrides))
+            found.append(_ok("cluster", f"{checked.cluster}: {checked.reason}"))
+            found += checked.findings
+        except ProctorError as error:
+            found.append(_failed("cluster", error))
+    try:
+        store = context.store(create=True)
+        context.write_configuration()
+        found += await asyncio.to_thread(_storage, Path(context.spec.store))
+        progress.phase("recording the tasks")
+        recorded = await asyncio.to_thread(record, context, store)
+        requests = sum(len(r.instances) for r in recorded.recordings.values())
+        found.append(_ok("tasks", f"{len(recorded.recordings)} recorded, {requests} requests"))
+        progress.phase("reading the models")
+        targets = await asyncio.to_thread(resolve_targets, context, store)
+        found += [_ok("model", f"{t.id}: weights {t.weights[:12]}, {t.entry.path}") for t in targets]
+        if trial:
+            progress.phase("one small job")
+            found += await _trial(context, store, targets, recorded, progress, cluster=cluster, wait_s=wait_s)
+    except ProctorError as error:
+        found.append(_failed("preparation", error))
+    return Diagnosis(run=context.spec.name, findings=tuple(found))
+
+
+def _ok(what: str, said: str) -> Finding:
+    return Finding(what=what, state="ok", said=said)
+
+
+def _failed(what: str, error: ProctorError) -> Finding:
+    return Finding(what=what, state="failed", said=error.message, hint=error.hint)
+
+
+def _storage(place: Path) -> list[Finding]:
+    """Whether claims can be made there (hard links), and whether there is room."""
+    probe = place / f".doctor-{os.getpid()}"
+    linked = probe.with_suffix(".linked")
+    try:
+        probe.write_text("proctor", encoding="ascii")
+        os.link(probe, linked)
+        links = probe.stat().st_nlink
+    except OSError as error:
+        return [
+            Finding(
+                what="store",
+                state="failed",
+                said=f"{str(place)!r}: {error.strerror or error}",
+                hint="the store needs a file system that can be written to and knows hard links",
+            )
+        ]
+    finally:
+        linked.unlink(missing_ok=True)
+        probe.unlink(missing_ok=True)
+    free, inodes = shutil.disk_usage(place).free, os.statvfs(place).f_favail
+    said = f"hard links work (count {links}), {free / 1e9:.1f} GB and {inodes:,} files free"
+    # Some file systems count no inodes and say 0 of 0.
+    few = os.statvfs(place).f_files and inodes < _FEW_INODES
+    if free < _LITTLE_BYTES or few:
+        return [Finding(what="store", state="warning", said=said, hint="free some space before a long run")]
+    return [_ok("store", said)]
+
+
+async def _trial(
+    context: RunContext,
+    store: Store,
+    targets: Sequence[Target],
+    recorded: Recorded,
+    progress: Progress,
+    *,
+    cluster: bool,
+    wait_s: float,
+) -> list[Finding]:
+    plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites)
+    owing = [(t, m) for t, m in zip(targets, plan.models, strict=True) if m.owed]
+    if not owing:
+        return [_ok("trial", "nothing is owed: everything has been answered already")]
+    context.directory.write_plan({m.model: m.shards for _, m in owing})
+    if not cluster:
+        return await _try_here(context, owing)
+    site, drafts = await draft(context, store, targets, plan, recorded, progress)
+    return [await _try_there(context, d, site.scheduler, wait_s) for d in drafts]
+
+
+async def _try_here(context: RunContext, owing: Sequence[tuple[Target, ModelPlan]]) -> list[Finding]:
+    found: list[Finding] = []
+    directory = context.directory
+    for target, plan in owing:
+        job = target.job(context)
+        job.write(directory.jobs / f"{job.job_id}.json")
+        path = directory.assignments / f"doctor-{job.job_id}.json"
+        Assignment(shape="doctor", jobs=(f"{job.job_id}.json",), costs=(plan.cost_s,)).write(path)
+        log = directory.logs / f"doctor-{job.job_id}.log"
+        argv = (sys.executable, "-m", "proctor.worker", str(directory.root), str(path), "0", "--at-most", str(REQUESTS))
+        if context.spec.launch.type != "local":
+            raise LaunchError(f"no trial for launch.type {context.spec.launch.type!r}")
+        started = time.monotonic()
+        async with await LocalLauncher.open(context.spec.launch) as launcher:
+            await launcher.submit([LaunchJob(id="trial", argv=argv, log=log, gpus=job.gpus)])
+            while not (state := (await launcher.poll(wait_s=_POLL_S))["trial"]).state.final:
+                pass
+        took = time.monotonic() - started
+        if state.state is JobState.DONE:
+            found.append(_ok("trial", f"{target.id}: {REQUESTS} requests answered in {took:.0f} s with start-up"))
+        else:
+            found.append(
+                Finding(
+                    what="trial",
+                    state="failed",
+                    said=f"{target.id}: {state.message or tail(log, lines=3)}",
+                    hint=f"see {log}",
+                )
+            )
+    return found
+
+
+async def _try_there(context: RunContext, one: Draft, scheduler: SlurmScheduler, wait_s: float) -> Finding:
+    name = f"doctor-{one.shape.id}"
+    write_assignment(context, one, name=name, requeue="never")
+    script = one.script(context, "--at-most", str(REQUESTS), assignment=name, name=f"{job_prefix(context)}-{name}")
+    started, began = time.monotonic(), time.time()
+    job = await submit(scheduler.commands, Submission(script=script, env=one.environment))
+    log = context.directory.logs / f"{name}-{job}.log"
+    reason = ""
+    while time.monotonic() - started < wait_s:
+        record = next((r for r in await asyncio.to_thread(read_queue, scheduler.commands) if r.job == job), None)
+        if record is None or record.stands.final:
+            break
+        reason = record.reason
+        await asyncio.sleep(_POLL_S)
+    else:
+        await scheduler.cancel([job])
+        return Finding(
+            what="trial",
+            state="warning",
+            said=f"job {job} still waited after {wait_s:.0f} s and was ended: {reason or 'no reason given'}",
+            hint="repeat with a longer --wait, or on a less busy partition",
+        )
+    ended = [a for a in read_attempts(context.directory.attempts) if a.job == job and a.started >= began - 1]
+    if ended and ended[-1].ending is Ending.DONE and ended[-1].answered:
+        said = f"job {job} on {ended[-1].host}: {ended[-1].answered} requests answered, {', '.join(ended[-1].models)}"
+        return _ok("trial", said)
+    words = ended[-1].message if ended else tail(log, lines=3)
+    return Finding(
+        what="trial",
+        state="failed",
+        said=f"job {job}: {words or 'it ended without a word'}",
+        hint=(ended[-1].hint if ended else None) or f"see {log}",
+    )
