@@ -71,8 +71,11 @@ class Disturbed:
         self.lab.wait(lambda: sum(self.lab.asked_words(WORDS).values()) >= after)
         time.sleep(self.rng.uniform(0, 0.3))
 
-    def note(self, lost_in_flight: int = IN_FLIGHT) -> None:
-        """To be called after each strike: what is acknowledged by now is never asked again."""
+    def note(self, lost_in_flight: int = 2 * IN_FLIGHT) -> None:
+        """To be called after each strike: what is acknowledged by now is never asked again.
+
+        A worker that is killed loses what its server is answering and what is on its way to the disk.
+        """
         known = self.lab.acknowledged()
         asked = self.lab.asked()
         self._asked |= {d: asked[d] for d in known if d not in self._known}
@@ -146,7 +149,7 @@ def test_all_is_cancelled_and_submitted_again(lab: SlurmLab, seed: int, undistur
         lab.run("cancel", str(run.config))
     else:
         lab.cluster.run("scancel", *{r.array for r in lab.workers()})
-    run.note(2 * IN_FLIGHT)
+    run.note(4 * IN_FLIGHT)
     if seed % 3 == 0:
         lab.wait(lambda: not lab.workers())
     lab.run("submit", str(run.config))
@@ -179,7 +182,7 @@ def test_a_node_is_cut_off_and_comes_back(lab: SlurmLab, seed: int, undisturbed:
     time.sleep(run.rng.uniform(0, 8))
     lab.cluster.rejoin_node(element.nodes, wait=False)
     # What the first copy has in flight when Slurm ends it was claimed by its successor meanwhile.
-    run.note(2 * IN_FLIGHT)
+    run.note(4 * IN_FLIGHT)
     run.finish(undisturbed)
 
 
@@ -191,7 +194,7 @@ def test_a_higher_partition_takes_the_nodes(lab: SlurmLab, seed: int, undisturbe
     lab.cluster.run(
         "sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--job-name=high", text=script
     )
-    run.note(2 * IN_FLIGHT)
+    run.note(4 * IN_FLIGHT)
     run.finish(undisturbed)
 
 
@@ -241,7 +244,7 @@ def test_the_shared_directory_is_full_for_a_while(lab: SlurmLab, seed: int, undi
                 file.write(bytes(4096))
         time.sleep(run.rng.uniform(0, 6))
         ballast.unlink()
-        run.note(2 * IN_FLIGHT)
+        run.note(4 * IN_FLIGHT)
         run.finish(undisturbed)
 
 

@@ -439,6 +439,8 @@ def write_assignment(context: RunContext, draft: Draft, *, name: str = "", reque
         script=script,
         max_attempts=settings.max_attempts,
         signal_lead_s=settings.signal_lead_s,
+        scoring=job_name(context, SCORE) if settings.scoring is not None else "",
+        prefix=job_prefix(context) + "-",
     )
     assignment = Assignment(
         shape=draft.shape.id,

@@ -28,6 +28,10 @@ class SlurmTerms:
     """Starts of one array element, the first one included."""
     signal_lead_s: float = 120.0
     """How long before its end the job stops taking requests."""
+    scoring: str = ""
+    """Name of the job that marks, which has to wait for successors; empty: there is none."""
+    prefix: str = ""
+    """What the names of all jobs of the run begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,10 @@ from typing import Final, Protocol
 from proctor.errors import ProctorError
 from proctor.store import Owner
 from proctor.store.owner import alive as alive_here
-from proctor.worker.assignment import Assignment
+from proctor.worker.assignment import Assignment, SlurmTerms
 
-FLUSH_S: Final = 10.0
-"""Kept free at the end of an allocation for the journal, the server's stop and the requeue."""
+FLUSH_S: Final = 30.0
+"""Kept free at the end of an allocation for the journal, the server's stop and the requeue; less with a short lead."""
 
 
 class Ending(StrEnum):
@@ -119,6 +119,10 @@ class Scheduler(Protocol):
         """A new job for one element; its id. Raises LaunchError."""
         ...
 
+    async def wait_for_all(self, name: str, prefix: str) -> None:
+        """Let the waiting job `name` wait for every live job whose name has the prefix. Raises LaunchError."""
+        ...
+
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
@@ -185,14 +189,17 @@ def alive_with(scheduler: Scheduler | None) -> Callable[[Owner], bool | None]:
     return alive
 
 
-def drain_at(ends_at: float | None, *, lead_s: float, slowest_s: float) -> float | None:
+def stop_at(ends_at: float, *, lead_s: float) -> float:
+    """When to give up what is still in flight: a job that Slurm ends for its time limit is not requeued."""
+    return ends_at - min(FLUSH_S, lead_s / 3)
+
+
+def drain_at(ends_at: float, *, lead_s: float, slowest_s: float) -> float:
     """When to stop taking requests: early enough for what is in flight, as slow as the slowest of late, to end.
 
-    Never earlier than half a lead before the signal would come: an attempt must be able to do something.
+    Not much earlier than the signal would come, however slow: an attempt must be able to do something.
     """
-    if ends_at is None:
-        return None
-    return ends_at - FLUSH_S - max(min(1.5 * slowest_s, 1.5 * lead_s), min(lead_s, 10.0))
+    return stop_at(ends_at, lead_s=lead_s) - max(min(1.5 * slowest_s, 1.5 * lead_s), min(lead_s, 10.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +252,17 @@ async def carry_on(attempt: Attempt, assignment: Assignment, *, answered: int, e
         except ProctorError as error:
             refused = f"no successor was taken: {error.message}"
         else:
-            return Continuation(
-                ending=Ending.SUCCEEDED_BY, message=f"the time was up; job {job} goes on", successor=job
-            )
+            message = f"the time was up; job {job} goes on" + await _marking_waits(scheduler, terms)
+            return Continuation(ending=Ending.SUCCEEDED_BY, message=message, successor=job)
     return Continuation(ending=Ending.RESUBMISSION_FAILED, message=f"the time was up and {refused}", hint=again)
+
+
+async def _marking_waits(scheduler: Scheduler, terms: SlurmTerms) -> str:
+    """Let the job that marks wait for the successor too; what to add to the message if it does not."""
+    if not terms.scoring:
+        return ""
+    try:
+        await scheduler.wait_for_all(terms.scoring, terms.prefix)
+    except ProctorError as error:
+        return f"; marking does not wait for it ({error.message}): `proctor score` does it afterwards"
+    return ""

@@ -26,6 +26,7 @@ from proctor.worker.attempt import (
     drain_at,
     earlier_attempts,
     read_attempts,
+    stop_at,
 )
 from proctor.worker.build import engine_for
 from proctor.worker.bundle import Bundle
@@ -303,12 +304,15 @@ class Shift:
 
     async def _watch_clock(self, scheduler: Scheduler, lead_s: float) -> None:
         ends_at = await self._ends_at(scheduler)
-        while not self._time_is_up:
-            slowest = self._session.slowest_s if self._session is not None else 0.0
-            at = drain_at(ends_at, lead_s=lead_s, slowest_s=slowest)
-            if at is not None and time.time() >= at:
-                self._up()
-                return
+        while True:
+            now = time.time()
+            if ends_at is not None:
+                slowest = self._session.slowest_s if self._session is not None else 0.0
+                if now >= drain_at(ends_at, lead_s=lead_s, slowest_s=slowest):
+                    self._up()
+                if now >= stop_at(ends_at, lead_s=lead_s):
+                    self._cancel()
+                    return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._warned.wait(), CLOCK_S)
             if self._warned.is_set():

@@ -127,7 +127,7 @@ class Commands:
                 f"the Slurm controller does not answer: {argv[0]}: {_words(output.err)}",
                 hint="see `scontrol ping`; nothing is lost, repeat the command when it is up",
             )
-        raise refusal(argv, output.err or output.out, output.status)
+        raise refusal(argv, output.err or output.out, output.status, script=text)
 
 
 def _words(text: str) -> str:

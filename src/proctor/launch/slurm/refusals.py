@@ -106,8 +106,8 @@ _REFUSALS: Final[tuple[tuple[str, type[ProctorError], str, str, str], ...]] = (
 )
 
 
-def refusal(argv: Sequence[str], message: str, status: int) -> ProctorError:
-    """The error for what a command of Slurm printed before it ended with `status`."""
+def refusal(argv: Sequence[str], message: str, status: int, *, script: str = "") -> ProctorError:
+    """The error for what a command of Slurm printed before it ended with `status`; `script`: what it submitted."""
     words = _cleaned(message) or f"status {status}"
     limit = limit_in(message)
     if limit is not None:
@@ -116,7 +116,7 @@ def refusal(argv: Sequence[str], message: str, status: int) -> ProctorError:
         )
     for pattern, kind, option, what, hint in _REFUSALS:
         if re.search(pattern, message, re.IGNORECASE):
-            value = _option(argv, option)
+            value = _option(argv, script, option)
             named = f"{option} {value!r}: {what}" if value is not None else what
             return kind(f"{named}; {argv[0]}: {words}", hint=hint)
     return LaunchError(
@@ -153,6 +153,12 @@ def _cleaned(message: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
-def _option(argv: Sequence[str], option: str) -> str | None:
-    prefix = f"--{option}="
-    return next((word.removeprefix(prefix) for word in argv if option and word.startswith(prefix)), None)
+def _option(argv: Sequence[str], script: str, option: str) -> str | None:
+    """What was asked for: a flag goes before a directive."""
+    if not option:
+        return None
+    stated = next((word.removeprefix(f"--{option}=") for word in argv if word.startswith(f"--{option}=")), None)
+    if stated is not None:
+        return stated
+    directive = re.search(rf"^#SBATCH --{re.escape(option)}=\"?(.*?)\"?$", script, re.MULTILINE)
+    return None if directive is None else directive[1]

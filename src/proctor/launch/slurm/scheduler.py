@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Self
 
 from proctor.errors import LaunchError, Unreachable
+from proctor.launch.launcher import JobState
 from proctor.launch.slurm.attempts import Attempts
 from proctor.launch.slurm.cluster import ClusterLimits, limits_of, read_limits
 from proctor.launch.slurm.commands import Commands
-from proctor.launch.slurm.queue import read_job
+from proctor.launch.slurm.queue import read_job, read_queue
 from proctor.launch.slurm.records import moment, parse_settings
 from proctor.launch.slurm.submission import Submission, submit
 
 CANCELLED_AT_ONCE: Final = 100
 """Ids in one scancel: a command line has a length, and the controller other users."""
+_TRIES: Final = 10
+_AFTER: Final = re.compile(r"afterany:(\d+)")
 _GONE: Final = re.compile(r"invalid job id|already (?:completing|completed|finished)", re.IGNORECASE)
 
 
@@ -94,6 +98,27 @@ class SlurmScheduler:
     async def submit_successor(self, script: str, *, array_task: str) -> str:
         """A new job for one element, an array of that one index; its id. Raises LaunchError."""
         return await submit(self.commands, Submission(script=script, array=array_task or None))
+
+    async def wait_for_all(self, name: str, prefix: str) -> None:
+        """Let the pending job called `name` wait for every live job whose name begins with `prefix` to end.
+
+        Several may do this at once: each looks again after it has written, so none that was there then is forgotten.
+        Raises LaunchError, also where there is no such job, or it does not wait any more.
+        """
+        for _ in range(_TRIES):
+            queue = await asyncio.to_thread(read_queue, self.commands)
+            live = [r for r in queue if r.name.startswith(prefix) and not r.stands.final]
+            waiting = next((r for r in live if r.name == name and r.stands is JobState.PENDING), None)
+            shown = None if waiting is None else await read_job(self.commands, waiting.id)
+            if waiting is None or shown is None:
+                raise LaunchError(f"no job {name!r} waits", hint="see `squeue --me`")
+            wanted = {r.array for r in live if r.name != name}
+            there = set(_AFTER.findall(shown.get("Dependency", "")))
+            if wanted <= there:
+                return
+            after = ":".join(sorted(wanted | there, key=int))
+            await self.commands.call("scontrol", "update", f"JobId={waiting.id}", f"Dependency=afterany:{after}")
+        raise LaunchError(f"the dependency of job {name!r} keeps changing", hint="see `squeue --me`")
 
     async def cancel(self, ids: Iterable[str], *, signal: str | None = None, state: str | None = None) -> None:
         """End jobs, arrays (`12`) or elements (`12_3`); with `signal` tell the batch script only, such as INT.
