@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from proctor.api.context import RunContext
 from proctor.api.jobs import jobs_of
@@ -16,10 +19,15 @@ from proctor.api.targets import Target, resolve_targets
 from proctor.records import Failure
 from proctor.report.views import RunStatus, TaskStatus, WorkerStatus
 from proctor.store import Answers
+from proctor.store.arrow import pa
+from proctor.store.completion import Bits, Completion
 from proctor.store.recording import Outline
 from proctor.worker.events import Event
+from proctor.worker.plan_file import count_shards
 
 AT_WORK: Final = ("asking", "draining")
+OPENED_ROWS: Final = 100_000
+"""Of models with more answers only the summary is read, unless something failed: opening them takes seconds."""
 LATELY_S: Final = 60.0
 """A worker that said nothing for so long counts for no rate."""
 
@@ -34,14 +42,21 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
     suites = recorded_suites(context, store)
     targets = resolve_targets(context, None)
     fingerprints = dict.fromkeys(fp for s in suites for fp in s.recordings)
-    outlines = [store.recording_outline(fp) for fp in fingerprints]
+    outlines = {fp: store.recording_outline(fp) for fp in fingerprints}
+    distinct = {fp: _first(outline) for fp, outline in outlines.items()}
     tasks: list[TaskStatus] = []
+    done: dict[str, Mapping[str, Bits]] = {}
     damaged = duplicates = 0
     for target in targets:
-        answers = store.answers(target.weights, target.resolution)
-        tasks += _count(answers, target, outlines)
-        damaged += len(answers.damage)
-        duplicates += answers.duplicates
+        completion = store.completion(target.weights, target.resolution, outlines)
+        answers: Answers | None = None
+        if completion.rows <= OPENED_ROWS or any(bits.any() for bits in completion.failed.values()):
+            answers = store.answers(target.weights, target.resolution)
+            duplicates += answers.duplicates
+        tasks += [_count(target, outlines[fp], distinct[fp], completion, fp, answers) for fp in outlines]
+        done[target.id] = {fp: completion.answered[fp] | completion.failed[fp] for fp in outlines}
+        damaged += completion.damaged
+    shards, shards_owed = _shards(context, done)
     now = time.time()
     workers = _workers(context)
     rate = sum(w.requests_per_s or 0.0 for w in workers if w.phase in AT_WORK and now - w.seen < LATELY_S) or None
@@ -51,6 +66,8 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
         tasks=tuple(tasks),
         workers=tuple(workers),
         jobs=jobs_of(context),
+        shards=shards,
+        shards_owed=shards_owed,
         requests_per_s=rate,
         eta_s=owed / rate if rate and owed else None,
         duplicates=duplicates,
@@ -59,26 +76,46 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
     )
 
 
-def _count(answers: Answers, target: Target, outlines: Sequence[Outline]) -> list[TaskStatus]:
-    found: list[TaskStatus] = []
-    for outline in outlines:
-        keys = list(dict.fromkeys(outline.keys))
-        owed = answers.owed(keys)
-        permanent = answers.failed(keys)
-        boundaries = Counter(a.boundary.value for a in answers.read(permanent).values() if isinstance(a, Failure))
-        found.append(
-            TaskStatus(
-                model=target.entry.display_name,
-                label=target.entry.label,
-                task=outline.task,
-                num_fewshot=outline.num_fewshot,
-                requests=len(keys),
-                answered=len(keys) - len(owed) - len(permanent),
-                failed=len(permanent),
-                failures=tuple(sorted(boundaries.items())),
-            )
-        )
-    return found
+def _first(outline: Outline) -> NDArray[np.int64]:
+    """Where each distinct request of a recording stands, once."""
+    keys = outline.folded
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    return np.asarray(order[new], np.int64)
+
+
+def _count(
+    target: Target,
+    outline: Outline,
+    distinct: NDArray[np.int64],
+    completion: Completion,
+    fingerprint: str,
+    answers: Answers | None,
+) -> TaskStatus:
+    failed = np.unpackbits(completion.failed[fingerprint], count=len(outline))[distinct].astype(bool)
+    answered = np.unpackbits(completion.answered[fingerprint], count=len(outline))[distinct].astype(bool) & ~failed
+    boundaries: Counter[str] = Counter()
+    if answers is not None and failed.any():
+        permanent = [outline.key(int(i)) for i in distinct[failed]]
+        boundaries.update(a.boundary.value for a in answers.read(permanent).values() if isinstance(a, Failure))
+    return TaskStatus(
+        model=target.entry.shown,
+        label=target.entry.label,
+        task=outline.task,
+        num_fewshot=outline.num_fewshot,
+        requests=len(distinct),
+        answered=int(answered.sum()),
+        failed=int(failed.sum()),
+        failures=tuple(sorted(boundaries.items())),
+    )
+
+
+def _shards(context: RunContext, done: Mapping[str, Mapping[str, Bits]]) -> tuple[int, int]:
+    try:
+        return count_shards(context.directory.plan, done)
+    except (OSError, ValueError, KeyError, pa.ArrowInvalid):
+        return 0, 0  # being replaced, or of another version: the next run writes it anew
 
 
 def _workers(context: RunContext) -> list[WorkerStatus]:

@@ -79,6 +79,43 @@ def read_plan(path: Path, model: str) -> list[Shard]:
     ]
 
 
+def count_shards(path: Path, done: Mapping[str, Mapping[str, NDArray[np.uint8]]]) -> tuple[int, int]:
+    """(all shards, those of which something is owed) of the planned models that are in `done`.
+
+    `done`: model → task fingerprint → bits of the answered requests, ⌈n/8⌉ bytes. No file is no shards. Raises
+    OSError, ValueError, KeyError.
+    """
+    if not path.exists():
+        return 0, 0
+    every = owed = 0
+    with pq.ParquetFile(path) as file:
+        meta = json.loads((file.schema_arrow.metadata or file.metadata.metadata)[_META])
+        members: dict[int, list[str]] = {}
+        for model, number in meta["models"].items():
+            if model in done:
+                members.setdefault(number, []).append(model)
+        for number, models in members.items():
+            cut = meta["cuts"][number]
+            every += len(cut["ids"]) * len(models)
+            begun = [m for m in models if any(bits.any() for bits in done[m].values())]
+            owed += len(cut["ids"]) * (len(models) - len(begun))
+            if not begun:
+                continue
+            table = file.read_row_groups(list(range(*cut["groups"]))).unify_dictionaries()
+            task = table.column("task").combine_chunks()
+            names: list[str] = task.dictionary.to_pylist()
+            numbers, ordinals = task.indices.to_numpy(), table.column("ordinal").to_numpy()
+            shard = table.column("shard").to_numpy()
+            for model in begun:
+                left = np.ones(len(shard), bool)
+                for i, name in enumerate(names):
+                    rows = np.flatnonzero(numbers == i)
+                    if name in done[model] and len(rows):
+                        left[rows] = np.unpackbits(done[model][name])[ordinals[rows]] == 0
+                owed += len(np.unique(shard[left]))
+    return every, owed
+
+
 def _rows(shards: Sequence[Shard]) -> tuple[_Rows, list[str], list[float]]:
     """The rows of a cut, and each shard's name and cost."""
     if isinstance(shards, Shards):
