@@ -27,6 +27,7 @@ from .cluster import Cluster
 from .lab import WORKER, SlurmLab
 
 FULL = "PROCTOR_CHAOS_SLURM" in os.environ
+GGUF = os.environ.get("PROCTOR_TEST_GGUF", "")
 CHECKPOINTS = 6 if FULL else 2
 WORDS = [f"word{i:03d}" for i in range(8)]
 
@@ -77,6 +78,28 @@ def test_a_sweep_equals_the_local_launcher(lab: SlurmLab) -> None:
     local = here.write_run(tasks=write_tasks(here), models=models, launch={"type": "local", "max_workers": 2})
     here.run("run", str(local))
     assert scores_of(lab, config) == scores_of(here, local)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GGUF, reason="no embedded model: PROCTOR_TEST_GGUF is not set (`make test` sets it)")
+def test_a_real_model_beside_a_fake_one_equals_the_local_launcher(lab: SlurmLab) -> None:
+    """llama.cpp in one job, one request at a time so that batches cannot differ, a fake server in another."""
+    write_model(lab.root / "fake")
+    real = {"server": {"type": "llama.cpp", "threads": 1, "slots": 1}, "max_in_flight": 1}
+    models: dict[str, Any] = {"fake": {"path": str(lab.root / "fake")}, "real": {"path": GGUF, "engine": real}}
+    config = lab.write_sweep(tasks=write_tasks(lab, 2, WORDS[:4]), models=models, shards=1)
+    lab.run("submit", str(config))
+    lab.wait_idle()
+    here = Lab(root=lab.root / "here", latency_s=0.0)
+    here.root.mkdir()
+    launch = {"type": "local", "max_workers": 1}
+    local = here.write_run(tasks=write_tasks(here, 2, WORDS[:4]), models=models, launch=launch)
+    here.run("run", str(local))
+    rows = scores_of(lab, config)
+    assert rows == scores_of(here, local)
+    assert {(r[0], r[-1]) for r in rows} == {("fake", 4), ("real", 4)}
+    report = json.loads((lab.root / "runs" / "run" / "report" / "scores.json").read_text())
+    assert any(e.startswith("llama.cpp") for r in report for e in r["engines"])
 
 
 def scores_of(lab: Lab, config: Path) -> list[tuple[Any, ...]]:

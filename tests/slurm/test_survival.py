@@ -26,6 +26,8 @@ SEEDS: Final = int(os.environ.get("PROCTOR_CHAOS_SLURM", "0"))
 WORDS: Final = [f"word{i:03d}" for i in range(60)]
 IN_FLIGHT: Final = 4
 
+pytestmark = pytest.mark.timeout(1800)
+
 Rows = list[tuple[str, str, float | None, int]]
 
 

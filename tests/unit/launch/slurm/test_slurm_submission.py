@@ -217,3 +217,25 @@ async def test_an_unreadable_queue_changes_no_state(script: Script, launcher: Sl
     with pytest.raises(Unreachable):
         await launcher.poll()
     assert (await launcher.poll())["a"].state is JobState.DONE
+
+
+def named(job: str, state: str, name: str) -> str:
+    return queue_line(job, state).replace("|name|", f"|{name}|")
+
+
+async def test_a_waiting_job_waits_for_all_that_live_and_looks_again(script: Script) -> None:
+    """Another writes at the same time: what it has forgotten is put back."""
+    line = named("5", "RUNNING", "run-a") + named("6", "PENDING", "run-b") + named("8", "PENDING", "run-score")
+    script.say("squeue", line + named("4", "COMPLETED", "run-a") + named("7", "RUNNING", "other"))
+    shown = [
+        *("afterany:5(unfulfilled)", "", "afterany:5(unfulfilled),afterany:9(unfulfilled)", ""),
+        "afterany:5(unfulfilled),afterany:6_*(unfulfilled)",
+    ]
+    for dependency in shown:
+        script.say("scontrol", f"JobId=8 Dependency={dependency}\n" if dependency else "")
+    scheduler = SlurmScheduler(Commands(runner=script), limits_of(parse_settings((DATA / "config.txt").read_text())))
+    await scheduler.wait_for_all("run-score", "run-")
+    updates = [call[-1] for call in script.calls if "update" in call]
+    assert updates == ["Dependency=afterany:5:6", "Dependency=afterany:5:6:9"]
+    with pytest.raises(LaunchError, match="no job 'run-mark' waits"):
+        await scheduler.wait_for_all("run-mark", "run-")
