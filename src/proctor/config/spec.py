@@ -271,9 +271,11 @@ class ServerBase(Strict):
     """Interpreter that has the server installed."""
     start_timeout_s: Number = Field(default=600.0, gt=0)
     restarts: Whole = Field(default=2, ge=0)
-    """How many times a server that dies is started again."""
+    """How many times a server that dies or stalls is started again."""
+    stall_s: Number = Field(default=300.0, gt=0)
+    """A server with requests that answers none and computes nothing for so long is started again."""
     gpus: Whole = Field(default=0, ge=0)
-    """GPUs for each replica."""
+    """GPUs for each replica, over all of its nodes."""
 
 
 class LlamaCppServer(ServerBase):
@@ -295,7 +297,10 @@ class SglangServer(ServerBase):
 
 
 class CommandServer(ServerBase):
-    """Any server: an argument list with {port} {model} {host} {api_key_file} {name} placeholders, or a shell line."""
+    """Any server: an argument list with {port} {model} {host} {api_key_file} {name} placeholders, or a shell line.
+
+    Across nodes also {node_rank}, {nodes}, {master_port}; several servers in a job: {server_id}.
+    """
 
     type: Literal["command"] = "command"
     argv: Texts | None = Field(default=None, min_length=1)

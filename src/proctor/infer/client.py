@@ -18,7 +18,7 @@ import orjson
 from proctor.errors import ServerError
 from proctor.infer.concurrency import AdaptiveLimiter
 from proctor.infer.routing import Route, Router
-from proctor.infer.server import Backend
+from proctor.infer.server import Backend, Load
 from proctor.records import Boundary
 
 
@@ -66,14 +66,21 @@ class Broken:
     status: int | None = None
     retry_after_s: float | None = None
     overloaded: bool = False
+    gone: bool = False
+    """Nobody listens there."""
 
 
 RETRY_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOAD_STATUS: Final = frozenset({429, 503, 529})
+BUSY_STATUS: Final = 429
+"""The server works, and has too much to do: counted against it where others could do it."""
 KEY_STATUS: Final = frozenset({401, 403})
 """No request to this server can succeed."""
 LOST_STATUS: Final = frozenset({404, 405})
 """No request to this path can succeed."""
+
+DARK_PAUSE_S: Final = 2.0
+"""The longest pause while no server works: one that is back must not wait for those who wait for it."""
 
 _CONTEXT: Final = re.compile(
     r"context[ _]?(length|size|window)|maximum (model|input|prompt) length|max_model_len|too (long|many tokens)"
@@ -124,7 +131,7 @@ class Client:
         `named` adds the served model's name. Raises ServerError when no server can be reached any more, or when the
         server would refuse every request (wrong key; wrong path or model name, unless the path is not `required`).
         """
-        attempts, last = 0, None
+        attempts, counted, last = 0, 0, None
         while True:
             route = await self._pick(last)
             outcome = await self._attempt(route, path, body, named=named)
@@ -133,10 +140,13 @@ class Client:
                 return replace(outcome, attempts=attempts)
             if outcome.status in KEY_STATUS or (required and outcome.status in LOST_STATUS):
                 raise _lost(route, path, outcome)
-            if not outcome.retryable or attempts > self._retries.attempts:
+            # While no server works, that is what ends the asking, not this request's share of bad luck.
+            counted += not (_faulty(outcome) and self._dark())
+            if not outcome.retryable or counted > self._retries.attempts:
                 return replace(outcome, attempts=attempts)
             last = route
-            await asyncio.sleep(self._delay(attempts, outcome.retry_after_s))
+            pause_s = self._delay(attempts, outcome.retry_after_s)
+            await asyncio.sleep(min(pause_s, DARK_PAUSE_S) if self._dark() else pause_s)
 
     async def get(self, path: str) -> dict[str, Any] | None:
         """One GET of one server: its JSON object, or None for anything else. Not retried."""
@@ -153,6 +163,14 @@ class Client:
         """POST to find out what a server can do: its JSON object, or None if it refuses, whatever the reason."""
         outcome = await self.post(path, body, named=named, required=False)
         return outcome.value if isinstance(outcome, Reply) else None
+
+    def load(self) -> dict[str, Load]:
+        """What each backend has now, by URL."""
+        routes = () if self._router is None else self._router.routes
+        return {r.backend.url: Load(in_flight=r.in_flight, answered=r.answered) for r in routes}
+
+    def _dark(self) -> bool:
+        return self._router is not None and self._router.dark
 
     async def _pick(self, avoid: Route | None) -> Route:
         assert self._router is not None, "the client is not entered"
@@ -171,8 +189,10 @@ class Client:
         finally:
             route.in_flight -= 1
             self.limiter.release(overloaded=overloaded)
-        if isinstance(outcome, Broken) and _faulty(outcome):
-            self._router.failed(route, outcome.message)
+        if isinstance(outcome, Reply) or outcome.boundary is not Boundary.TRANSPORT:
+            route.answered += 1
+        if isinstance(outcome, Broken) and (_faulty(outcome) or outcome.status == BUSY_STATUS):
+            self._router.failed(route, outcome.message, gone=outcome.gone, busy=not _faulty(outcome))
         else:
             self._router.succeeded(route)
         return outcome
@@ -189,7 +209,8 @@ class Client:
             return Broken(boundary=Boundary.TRANSPORT, message=message, retryable=True, overloaded=connected)
         except (aiohttp.ClientError, OSError) as error:
             message = f"{type(error).__name__}: {error}"
-            return Broken(boundary=Boundary.TRANSPORT, message=message, retryable=True)
+            refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+            return Broken(boundary=Boundary.TRANSPORT, message=message, retryable=True, gone=refused)
         if response.status != 200:
             return _refusal(response.status, raw, response.headers)
         return _read(raw, time.monotonic() - started)

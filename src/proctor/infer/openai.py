@@ -23,7 +23,7 @@ from proctor.infer.loglikelihood import (
 from proctor.infer.probe import Conformance, probe
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
-from proctor.infer.server import Backend
+from proctor.infer.server import Backend, Load
 from proctor.infer.slots import SlotPool
 from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response
 
@@ -70,6 +70,10 @@ class OpenAIEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._client.__aexit__(kind, error, trace)
+
+    def load(self) -> dict[str, Load]:
+        """What each backend has now, by URL."""
+        return self._client.load()
 
     @property
     def info(self) -> EngineInfo:

@@ -14,11 +14,14 @@ import aiohttp
 from proctor.errors import ServerError
 from proctor.infer.server import Backend
 
-EJECT_AFTER: Final = 3
-"""Consecutive transport faults or 5xx answers."""
-PROBE_FIRST_S: Final = 0.1
-PROBE_CAP_S: Final = 2.0
+EJECT_AFTER: Final = 10
+"""Consecutive failures (transport faults, 5xx, 429) after which a server is not asked while others work."""
+PROBE_FIRST_S: Final = 1.0
+PROBE_LONGEST_S: Final = 60.0
+"""Between two looks at an ejected server: soon at first, since most are back soon."""
 PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
+_NOBODY_POLL_S: Final = 0.25
+"""A restarted server shows up as another backend, not as an event."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +31,10 @@ class Route:
     backend: Backend
     headers: dict[str, str]
     in_flight: int = 0
+    answered: int = 0
+    """Answers of any status, ever."""
     faults: int = 0
+    """Consecutive."""
     ejected: bool = False
     last_fault: str = ""
     probe: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -45,13 +51,23 @@ class Router:
         self._unreachable_s = unreachable_s
         self._known: tuple[Backend, ...] = ()
         self._routes: list[Route] = []
-        self._changed = asyncio.Event()
         self._dark_since: float | None = None
 
-    async def pick(self, avoid: Route | None = None) -> Route:
-        """The route for the next attempt, another one than `avoid` where there is a choice.
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """As of the last pick."""
+        return tuple(self._routes)
 
-        Waits while all are ejected. Raises ServerError when that lasts longer than the budget.
+    @property
+    def dark(self) -> bool:
+        """Whether no server works: a failure then says nothing about the request."""
+        return self._dark_since is not None
+
+    async def pick(self, avoid: Route | None = None) -> Route:
+        """The route for the next attempt: fewest in flight, of equal ones the first, and not `avoid` if others work.
+
+        When all are ejected the least loaded of all, for as long as the budget lasts: then ServerError. Waits while
+        there is no backend at all.
         """
         while True:
             self._refresh()
@@ -60,16 +76,22 @@ class Router:
                 self._dark_since = None
                 others = [r for r in admitted if r is not avoid] or admitted
                 return min(others, key=lambda r: r.in_flight)
-            await self._wait_for_light()
+            self._check_budget()
+            if self._routes:
+                return min(self._routes, key=lambda r: r.in_flight)
+            await asyncio.sleep(min(_NOBODY_POLL_S, self._unreachable_s))
 
     def succeeded(self, route: Route) -> None:
-        """An answer came, whatever its status below 500."""
+        """An answer below 500 came, that is no 429: the server works."""
         route.faults = 0
+        self._admit(route)
 
-    def failed(self, route: Route, reason: str) -> None:
-        """A transport fault or a 5xx."""
-        route.faults += 1
+    def failed(self, route: Route, reason: str, *, gone: bool = False, busy: bool = False) -> None:
+        """A transport fault, a 5xx or a 429. `gone`: nobody listens there. `busy`: it works, and only says so."""
+        route.faults = max(route.faults + 1, EJECT_AFTER if gone else 0)
         route.last_fault = reason
+        if busy:
+            self._dark_since = None
         if route.faults >= EJECT_AFTER and not route.ejected:
             route.ejected = True
             route.probe = asyncio.create_task(self._probe(route))
@@ -94,17 +116,12 @@ class Router:
         self._routes = [kept.get(b) or Route(backend=b, headers=_headers(b)) for b in current]
         self._known = current
 
-    async def _wait_for_light(self) -> None:
+    def _check_budget(self) -> None:
         now = time.monotonic()
         if self._dark_since is None:
             self._dark_since = now
-        left = self._dark_since + self._unreachable_s - now
-        if left <= 0:
+        if now - self._dark_since >= self._unreachable_s:
             raise self._unreachable()
-        self._changed.clear()
-        # Also wakes by itself: a restarted server shows up as another backend, not as an event.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout=min(left, 0.25))
 
     def _unreachable(self) -> ServerError:
         if not self._routes:
@@ -116,11 +133,20 @@ class Router:
         delay = PROBE_FIRST_S
         while True:
             await asyncio.sleep(delay)
-            delay = min(delay * 2, PROBE_CAP_S)
+            delay = min(delay * 2, PROBE_LONGEST_S)
             if await self._alive(route):
+                # On probation: a server whose health is fine but whose answers are not must not take ten more
+                # requests after each probe, being the least loaded.
                 route.ejected, route.faults, route.probe = False, EJECT_AFTER - 1, None
-                self._changed.set()
                 return
+
+    def _admit(self, route: Route) -> None:
+        if not route.ejected:
+            return
+        route.ejected = False
+        if route.probe is not None:
+            route.probe.cancel()
+            route.probe = None
 
     async def _alive(self, route: Route) -> bool:
         for path in ("/health", "/v1/models"):

@@ -20,6 +20,15 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the client has with one backend."""
+
+    in_flight: int = 0
+    answered: int = 0
+    """Answers of any status, ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """What a server is asked to serve."""
 

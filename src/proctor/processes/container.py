@@ -91,9 +91,7 @@ def container_argv(
             return [kind, "exec", *args, *(w for m in mounts for w in ("--bind", m)), image, *argv]
         case "pyxis":
             # One task on this node, inside the allocation's own step, next to whatever runs there.
-            options = ["--container-image=" + image]
-            options += ["--container-mounts=" + ",".join(mounts)] if mounts else []
-            options += ["--container-env=" + ",".join(forward)] if forward else []
+            options = pyxis_options(container, forward, binds)
             return ["srun", "--nodes=1", "--ntasks=1", "--overlap", "--export=ALL", *options, *args, *argv]
         case "enroot":
             words = [w for m in mounts for w in ("--mount", m)] + [w for n in forward for w in ("--env", n)]
@@ -103,6 +101,15 @@ def container_argv(
         case "podman":
             words = [w for m in mounts for w in ("--volume", m)] + [w for n in forward for w in ("--env", n)]
             return ["podman", "run", "--rm", "--network=host", *words, *args, image, *argv]
+
+
+def pyxis_options(container: Container, forward: Sequence[str], binds: Sequence[Bind]) -> list[str]:
+    """What srun is given for a pyxis container, without its own `args`. Raises ConfigError as `contained` does."""
+    mounts = [_spelt("pyxis", bind) for bind in dict.fromkeys((*container.binds, *binds))]
+    options = ["--container-image=" + container.image]
+    options += ["--container-mounts=" + ",".join(mounts)] if mounts else []
+    options += ["--container-env=" + ",".join(forward)] if forward else []
+    return options
 
 
 def _spelt(kind: ContainerType, bind: Bind) -> str:

@@ -21,6 +21,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[ServerOptions, argpar
     parser = argparse.ArgumentParser(prog="python -m proctor.testing.server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--node-rank", type=int, default=0, help="other than 0: part of a server, which serves nothing")
+    parser.add_argument("--api-key-file", help="file that holds the key")
     parser.add_argument("--port-file", help="file that gets the port once the server listens")
     base = ServerOptions()
     simple = [f for f in fields(ServerOptions) if f.name not in ("latency", "faults", "defaults")]
@@ -67,10 +69,25 @@ async def serve(options: ServerOptions, *, host: str, port: int, port_file: str 
         await stop.wait()
 
 
+async def follow(rank: int) -> None:
+    """What runs on the further nodes of a server: nothing that answers, until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    sys.stdout.write(f"node {rank} follows\n")
+    sys.stdout.flush()
+    await stop.wait()
+
+
 def main() -> None:
     """The program."""
     options, parsed = parse()
-    asyncio.run(serve(options, host=parsed.host, port=parsed.port, port_file=parsed.port_file))
+    if parsed.api_key_file is not None:
+        options = replace(options, api_key=Path(parsed.api_key_file).read_text(encoding="utf-8"))
+    if parsed.node_rank:
+        asyncio.run(follow(parsed.node_rank))
+    else:
+        asyncio.run(serve(options, host=parsed.host, port=parsed.port, port_file=parsed.port_file))
 
 
 if __name__ == "__main__":

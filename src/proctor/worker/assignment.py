@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
+from proctor.config.clusters.settings import Staging
 from proctor.errors import StoreError
 
 LINGER_S: Final = 120.0
@@ -32,6 +33,18 @@ class SlurmTerms:
     """Name of the job that marks, which has to wait for successors; empty: there is none."""
     prefix: str = ""
     """What the names of all jobs of the run begin with."""
+    nodes_per_server: int = 1
+    servers: int = 1
+    """In each job."""
+    staging: Staging | None = None
+    """Where weights are copied to on the nodes before they are served."""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> SlurmTerms:
+        """From what `dataclasses.asdict` made of one, by way of JSON. Raises TypeError for anything else."""
+        staging = fields.get("staging")
+        plain: dict[str, Any] = {name: value for name, value in fields.items() if name != "staging"}
+        return cls(**plain, staging=None if staging is None else Staging(**staging))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +82,7 @@ class Assignment:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             slurm = raw.pop("slurm")
             raw |= {"jobs": tuple(raw["jobs"]), "costs": tuple(raw["costs"])}
-            return cls(**raw, slurm=None if slurm is None else SlurmTerms(**slurm))
+            return cls(**raw, slurm=None if slurm is None else SlurmTerms.from_fields(slurm))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(
                 f"cannot read the assignment {str(path)!r}: {error}", hint="repeat the command that submitted it"

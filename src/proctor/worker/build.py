@@ -16,12 +16,17 @@ from proctor.infer.openai import OpenAIEngine
 from proctor.infer.resolve import IF_OFFERED, SERVER, TokenizerSource
 from proctor.infer.server import ServedModel, Server, ServerPaths
 from proctor.infer.servers.build import build_server
+from proctor.infer.servers.launched import LaunchedServer
+from proctor.infer.servers.steps import StepTerms
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
 
 
-def server_for(job: Job, *, worker: str) -> Server | None:
-    """The server that the job's engine asks, not started; None for engines that hold the model themselves."""
+def server_for(job: Job, *, worker: str, steps: StepTerms | None = None, staged: str | None = None) -> Server | None:
+    """The server that the job's engine asks, not started; None for engines that hold the model themselves.
+
+    `steps`: the nodes that the job's servers share. `staged`: a copy of the model's files to serve instead.
+    """
     spec = job.engine_spec
     if not isinstance(spec, OpenAISpec):
         return None
@@ -31,7 +36,7 @@ def server_for(job: Job, *, worker: str) -> Server | None:
     scratch = directory.logs / f"{worker}.scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     model = ServedModel(
-        path=job.path,
+        path=staged or job.path,
         revision=job.revision,
         name=job.served_model,
         tokenizer=job.tokenizer,
@@ -48,6 +53,7 @@ def server_for(job: Job, *, worker: str) -> Server | None:
         api_key=_api_key(job),
         urls=job.urls,
         container=job.container,
+        steps=steps,
     )
 
 
@@ -67,13 +73,16 @@ def engine_for(job: Job, server: Server | None, *, worker: str) -> Engine:
     if isinstance(spec, OpenAISpec):
         if server is None:
             raise ConfigError(f"the engine of model {job.model!r} needs a server")
-        return OpenAIEngine(
+        engine = OpenAIEngine(
             spec,
             backends=lambda: server.backends,
             info=lambda: server.info,
             tokenizer=_tokenizer(job, spec),
             model_directory=job.path if Path(job.path).is_dir() else None,
         )
+        if isinstance(server, LaunchedServer):
+            server.observe(engine.load)
+        return engine
     return FakeEngine(spec)
 
 

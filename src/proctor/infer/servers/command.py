@@ -15,7 +15,10 @@ from proctor.infer.servers.health import Probe
 from proctor.infer.servers.launched import Facts, Place
 from proctor.interpreters import Command
 
-PLACEHOLDERS: Final[tuple[str, ...]] = ("port", "host", "model", "name", "api_key_file", "python", "server_id")
+PLACEHOLDERS: Final[tuple[str, ...]] = (
+    *("port", "host", "model", "name", "api_key_file", "python", "server_id"),
+    *("nodes", "node_rank", "master_port"),
+)
 _EVAL_HIVE: Final = {"EH_PORT": "port", "EH_MODEL_PATH": "model", "EH_SERVER_ID": "server_id"}
 """Variables that commands written for eval-hive read."""
 
@@ -24,8 +27,9 @@ class CommandRecipe:
     """An argument list with placeholders, or under `shell:` a line for /bin/sh.
 
     Both find the values in the environment too, as PROCTOR_PORT, PROCTOR_HOST, PROCTOR_MODEL, PROCTOR_NAME,
-    PROCTOR_API_KEY_FILE, and under eval-hive's names; a shell line gets them only there, so that no name is ever
-    taken for shell syntax.
+    PROCTOR_API_KEY_FILE and so on, and under eval-hive's names; a shell line gets them only there, so that no name
+    is ever taken for shell syntax. Across nodes every node runs the command: {node_rank} is 0 on the one that is
+    asked, at {host}:{port}.
     """
 
     engine = "command"
@@ -60,6 +64,9 @@ class CommandRecipe:
             "api_key_file": str(place.api_key_file),
             "python": self._spec.python or "python3",
             "server_id": str(place.replica),
+            "nodes": str(place.nodes),
+            "node_rank": place.node_rank,
+            "master_port": str(place.master_port),
         }
         env = dict(os.environ) | {f"PROCTOR_{name.upper()}": value for name, value in values.items()}
         env |= {variable: values[name] for variable, name in _EVAL_HIVE.items()}

@@ -40,12 +40,30 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+async def gpu_utilisation(devices: Sequence[str] = ()) -> float | None:
+    """The highest utilisation, in percent, of the GPUs of these ids or UUIDs (none: of all); None if nobody tells."""
+    used: list[float] = []
+    for index, uuid, percent in await _ask_nvidia("index,uuid,utilization.gpu", "--format=csv,noheader,nounits"):
+        if not devices or index in devices or uuid in devices:
+            with suppress(ValueError):
+                used.append(float(percent))
+    return max(used, default=None)
+
+
 async def _gpu_names() -> dict[str, str]:
+    names: dict[str, str] = {}
+    for index, uuid, name in await _ask_nvidia("index,uuid,name", "--format=csv,noheader"):
+        names[index] = names[uuid] = name
+    return names
+
+
+async def _ask_nvidia(fields: str, form: str) -> list[tuple[str, str, str]]:
+    """Three fields of each GPU; none where the program is missing or does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return {}
+        return []
     process = await asyncio.create_subprocess_exec(
-        *(program, "--query-gpu=index,uuid,name", "--format=csv,noheader"),
+        *(program, f"--query-gpu={fields}", form),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -55,10 +73,6 @@ async def _gpu_names() -> dict[str, str]:
     except TimeoutError:
         process.kill()
         await process.wait()
-        return {}
-    names: dict[str, str] = {}
-    for line in output.decode(errors="replace").splitlines():
-        parts = [part.strip() for part in line.split(",", 2)]
-        if len(parts) == 3:
-            names[parts[0]] = names[parts[1]] = parts[2]
-    return names
+        return []
+    rows = (line.split(",", 2) for line in output.decode(errors="replace").splitlines())
+    return [(a.strip(), b.strip(), c.strip()) for a, b, c in (row for row in rows if len(row) == 3)]

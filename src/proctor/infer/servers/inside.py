@@ -28,10 +28,15 @@ def wrapped(container: Container, command: Command, model: ServedModel, *, scrat
 
     Raises ConfigError for a path that the container cannot bind.
     """
-    places = [p for path in (model.path, model.tokenizer) if path is not None for p in _places(path)]
-    binds = [Bind(source=str(p), target=str(p)) for p in dict.fromkeys((*places, scratch.absolute()))]
+    binds = model_binds(model, scratch)
     forward = sorted(name for name, value in command.env.items() if os.environ.get(name) != value)
     return contained(container, command, forward=forward, binds=binds)
+
+
+def model_binds(model: ServedModel, *others: Path) -> list[Bind]:
+    """The directories of the model's files, and `others`, each at its own path."""
+    places = [p for path in (model.path, model.tokenizer) if path is not None for p in _places(path)]
+    return [Bind(source=str(p), target=str(p)) for p in dict.fromkeys((*places, *(o.absolute() for o in others)))]
 
 
 def _places(path: str) -> list[Path]:

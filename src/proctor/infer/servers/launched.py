@@ -6,9 +6,9 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -17,18 +17,17 @@ import aiohttp
 
 from proctor.config.spec import ServerBase
 from proctor.errors import ServerError
-from proctor.infer.server import Backend, ServedModel, ServerPaths
+from proctor.infer.server import Backend, Load, ServedModel, ServerPaths
 from proctor.infer.servers.hardware import describe_hardware
 from proctor.infer.servers.health import Probe, StartLimits, describe_log, listed_names, wait_until_healthy
 from proctor.infer.servers.hints import find_cause, killed_hint
-from proctor.infer.servers.inside import wrapped
-from proctor.infer.servers.ports import PortFinder
+from proctor.infer.servers.placement import LOOPBACK, OnThisMachine, Placement, Site
+from proctor.infer.servers.stalls import StallWatch
 from proctor.interpreters import Command
 from proctor.processes.container import Container
 from proctor.processes.group import ProcessGroup
 from proctor.records import EngineInfo, canonical_json
 
-HOST: Final = "127.0.0.1"
 _PORT_TRIES: Final = 4
 """Another process can take a port between our look and the server's bind; so often in a row it is no accident."""
 _DEAD_AFTER: Final = 3
@@ -47,9 +46,15 @@ class Place:
     api_key_file: Path
     """Holds the key and nothing else; readable by the owner only."""
     devices: tuple[str, ...]
-    host: str = HOST
+    host: str = LOOPBACK
+    """Of the first node, where there are several."""
     inside: bool = False
     """In a container: programs are those of its image."""
+    nodes: int = 1
+    node_rank: str = "0"
+    """Of the node that runs the command; a mark that a step replaces, where there are several."""
+    master_port: int = 0
+    """Free on the first node, for what the nodes tell each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,8 @@ class _Replica:
         self.backend: Backend | None = None
         self.attempts = 0
         self.restarts = 0
+        self.site: Site | None = None
+        self.stall = StallWatch()
 
 
 class LaunchedServer:
@@ -113,21 +120,24 @@ class LaunchedServer:
         model: ServedModel,
         *,
         paths: ServerPaths,
-        devices: Sequence[Sequence[str]] = (),
         api_key: str | None = None,
         limits: StartLimits | None = None,
         container: Container | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._recipe = recipe
         self._container = container
+        self._placement = placement or OnThisMachine(spec.replicas)
         self._spec = spec
         self._model = model
         self._paths = paths
-        self._devices = [tuple(group) for group in devices] or [()] * spec.replicas
         self._key = api_key or secrets.token_urlsafe(32)
         self._limits = limits or StartLimits(whole_s=spec.start_timeout_s)
-        self._ports = PortFinder(HOST)
-        self._replicas = [_Replica(index) for index in range(spec.replicas)]
+        if not self._placement.local:
+            # What other nodes compute cannot be seen here: a silent start-up is not a stalled one.
+            self._limits = replace(self._limits, stalled_s=self._limits.whole_s)
+        self._replicas = [_Replica(index) for index in range(self._placement.replicas)]
+        self._load: Callable[[], Mapping[str, Load]] = dict
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -149,6 +159,10 @@ class LaunchedServer:
     def pids(self) -> tuple[int, ...]:
         """The guards of the replicas that have been started."""
         return tuple(replica.group.pid for replica in self._replicas if replica.group is not None)
+
+    def observe(self, load: Callable[[], Mapping[str, Load]]) -> None:
+        """From now on `load` says, by URL, what the client has with each backend: without it no stall is seen."""
+        self._load = load
 
     async def __aenter__(self) -> Self:
         self._paths.logs.mkdir(parents=True, exist_ok=True)
@@ -188,16 +202,20 @@ class LaunchedServer:
             return
 
     async def _start_once(self, replica: _Replica) -> None:
-        if replica.group is not None:
-            await replica.group.stop()
         replica.backend = None
+        await self._stop(replica)
+        site = replica.site = self._placement.site(replica.index)
         place = Place(
             replica=replica.index,
-            port=self._ports.find(),
+            port=site.port,
             api_key=self._key,
             api_key_file=self._write_key(),
-            devices=self._devices[replica.index],
+            devices=site.devices,
+            host=site.host,
             inside=self._container is not None,
+            nodes=site.nodes,
+            node_rank=site.node_rank,
+            master_port=site.master_port,
         )
         command = self._command(place)
         log = self._new_log(replica)
@@ -216,25 +234,34 @@ class LaunchedServer:
             )
             name = await self._served_name(probe, replica)
         except BaseException:
-            await group.stop()
+            await self._stop(replica)
             raise
+        replica.stall = StallWatch()
         replica.backend = Backend(url=url, api_key=key, served_model=name)
+
+    async def _stop(self, replica: _Replica) -> None:
+        if replica.group is not None:
+            await replica.group.stop()
+            await self._placement.ended(replica.index)
 
     def _command(self, place: Place) -> Command:
         command = self._recipe.command(place)
         env = dict(command.env) | self._spec.env
-        if place.devices:
+        if place.devices and self._placement.local:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-        command = Command(argv=command.argv, env=env)
-        if self._container is None:
-            return command
-        return wrapped(self._container, command, self._model, scratch=self._paths.scratch)
+        return self._placement.command(
+            Command(argv=command.argv, env=env),
+            place.replica,
+            container=self._container,
+            model=self._model,
+            scratch=self._paths.scratch,
+        )
 
     @property
     def _is_descendant(self) -> bool:
         """Whether the process that holds the port is one of ours: srun and podman start theirs elsewhere."""
         elsewhere = self._container is not None and self._container.type in ("pyxis", "podman")
-        return self._recipe.direct and not elsewhere
+        return self._recipe.direct and self._placement.local and not elsewhere
 
     async def _served_name(self, probe: Probe, replica: _Replica) -> str:
         reply = await probe.get("/v1/models")
@@ -267,11 +294,25 @@ class LaunchedServer:
         for left in reversed(range(_DEAD_AFTER)):
             reply = await probe.get(self._recipe.health)
             if not reply.refused and reply.status < 500:
-                return None
+                return await self._stalled(replica)
             said = f"{self._recipe.health} answers HTTP {reply.status}" if reply.status else "nobody listens any more"
             if left:
                 await asyncio.sleep(_DEAD_PAUSE_S)
         return said
+
+    async def _stalled(self, replica: _Replica) -> str | None:
+        """Why a living replica is no good: it has requests, answers none, and does nothing."""
+        group, backend, limit_s = replica.group, replica.backend, self._spec.stall_s
+        if group is None or backend is None:
+            return None
+        waited_s = replica.stall.waiting_s(self._load().get(backend.url, Load()))
+        # Only a suspect is looked at, for the latter half of its time.
+        if waited_s < limit_s / 2:
+            return None
+        replica.stall.sees(await self._placement.activity(replica.index, group))
+        if waited_s < limit_s or replica.stall.waiting_s(self._load().get(backend.url, Load())) < limit_s:
+            return None
+        return f"it stalled: requests wait, none was answered for {waited_s:.0f} s, and it computes nothing"
 
     async def _restart(self, replica: _Replica, why: str) -> None:
         while True:
@@ -297,10 +338,9 @@ class LaunchedServer:
                 return
 
     async def _stop_all(self) -> None:
-        groups = [replica.group for replica in self._replicas if replica.group is not None]
-        results = await asyncio.gather(*(group.stop() for group in groups), return_exceptions=True)
         for replica in self._replicas:
             replica.backend = None
+        results = await asyncio.gather(*(self._stop(replica) for replica in self._replicas), return_exceptions=True)
         self._key_path().unlink(missing_ok=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -351,7 +391,7 @@ class LaunchedServer:
             version=facts.version,
             dtype=facts.dtype,
             parallelism=facts.parallelism,
-            hardware=await describe_hardware(self._devices[0]),
+            hardware=await describe_hardware(first.site.devices if first.site else ()),
             details=canonical_json(details),
         )
 

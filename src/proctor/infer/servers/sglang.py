@@ -13,11 +13,14 @@ from proctor.infer.servers.inside import server_command
 from proctor.infer.servers.launched import Facts, Place
 from proctor.interpreters import Command
 
-_RESERVED: Final = frozenset({"host", "port", "model-path", "model", "served-model-name", "api-key", "config"})
+_RESERVED: Final = frozenset(
+    {"host", "port", "model-path", "model", "served-model-name", "api-key", "config"}
+    | {"nnodes", "node-rank", "dist-init-addr"}
+)
 
 
 class SglangRecipe:
-    """Starts `sglang.launch_server` on loopback, without a key.
+    """Starts `sglang.launch_server` without a key; on loopback, unless its job spans nodes.
 
     SGLang takes a key on the command line or in a file, and prints all its arguments, the key among them, to
     its log. A key that others can read is worth nothing, so it gets none.
@@ -46,6 +49,9 @@ class SglangRecipe:
         # The model's own generation_config.json would change what we ask for.
         if find_argument(self._spec.args, "sampling-defaults") is None:
             argv += ["--sampling-defaults", "openai"]
+        if place.nodes > 1:
+            argv += ["--nnodes", str(place.nodes), "--node-rank", place.node_rank]
+            argv += ["--dist-init-addr", f"{place.host}:{place.master_port}"]
         words = (*argv, *self._arguments)
         return server_command(self._spec.python, "sglang.launch_server", *words, inside=place.inside)
 

@@ -15,10 +15,14 @@ from proctor.infer.servers.arguments import argument_list, describe_parallelism,
 from proctor.infer.servers.health import Probe
 from proctor.infer.servers.inside import server_command
 from proctor.infer.servers.launched import Facts, Place
+from proctor.infer.servers.placement import FOLLOWER
 from proctor.interpreters import Command
 from proctor.processes.group import tail
 
-_RESERVED: Final = frozenset({"host", "port", "model", "served-model-name", "api-key", "generation-config"})
+_RESERVED: Final = frozenset(
+    {"host", "port", "model", "served-model-name", "api-key", "generation-config"}
+    | {"nnodes", "node-rank", "master-addr", "master-port", "headless"}
+)
 _KV_SHARE: Final = 8
 """On a CPU, the KV cache gets this part of the available memory, unless VLLM_CPU_KVCACHE_SPACE says how much."""
 _KV_MOST_GIB: Final = 32
@@ -55,7 +59,18 @@ class VllmRecipe:
         if not place.devices and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cache_gib())
         module = "vllm.entrypoints.openai.api_server"
+        if place.nodes > 1:
+            # Only the `serve` command knows nodes without an API server of their own.
+            module, argv = "vllm.entrypoints.cli.main", ["serve", model.path, *argv[2:], *self._across(place)]
         return server_command(self._spec.python, module, *argv, *self._arguments, inside=place.inside, env=env)
+
+    def _across(self, place: Place) -> list[str]:
+        """What vLLM's multiprocessing executor wants on each of several nodes."""
+        words = ["--nnodes", str(place.nodes), "--node-rank", place.node_rank]
+        words += ["--master-addr", place.host, "--master-port", str(place.master_port), f"{FOLLOWER}--headless"]
+        if find_argument(self._spec.args, "distributed-executor-backend") is None:
+            words += ["--distributed-executor-backend", "mp"]
+        return words
 
     def _cache_gib(self) -> int:
         available = psutil.virtual_memory().available // (1 << 30)
