@@ -20,7 +20,7 @@ from proctor.config.spec import (
     RunSpec,
 )
 from proctor.errors import ConfigError
-from proctor.infer import lm_eval_model
+from proctor.infer import lm_eval_resolution
 from proctor.infer.profiles import DEFAULT_LENGTH, resolution_digest, window_length
 from proctor.infer.tokenizer import read_config, read_json
 from proctor.records import digest
@@ -149,7 +149,7 @@ def _resolution(entry: ModelEntry, engine: Engine, weights: Weights) -> str:
     tokenizer = weights.tokenizer_digest or f"of {weights.fingerprint}"
     template = weights.template_digest or "none"
     if isinstance(engine, LmEvalModelEngine):
-        return lm_eval_model.resolution_digest(
+        return lm_eval_resolution.resolution_digest(
             engine, tokenizer=tokenizer, template=template, generation_config=_generation_config(entry)
         )[:16]
     if isinstance(engine, OpenAIEngine):

@@ -30,6 +30,7 @@ from proctor.config.spec import LmEvalModelEngine as LmEvalSpec
 from proctor.errors import MissingTool, ServerError, UnknownName, UsageError
 from proctor.infer.engine import PhysicalRequest
 from proctor.infer.lm_eval_host import frame
+from proctor.infer.lm_eval_resolution import resolution_digest
 from proctor.infer.servers.hardware import describe_hardware
 from proctor.infer.servers.health import LifeSigns, StartState, describe_log, start_error
 from proctor.infer.servers.hints import find_cause, killed_hint
@@ -50,8 +51,6 @@ from proctor.records import (
 
 SEEDS: Final = (0, 1234, 1234)
 """random, numpy, torch: what lm-eval's entry point sets before it builds the model."""
-VERSION: Final = 1
-"""Raised when this module asks the classes differently."""
 SLICE_S: Final = 10.0
 """What a slice should take: so much work at most is lost with a process that dies."""
 _FIRST_SLICE: Final = 8
@@ -62,26 +61,6 @@ _LENGTH: Final = struct.Struct(">Q")
 _LOST: Final = re.compile(r"device-side assert|illegal memory access|CUDA error|EngineDeadError|NCCL", re.IGNORECASE)
 """After these the process answers nothing more: it must be started anew."""
 _MEMORY: Final = re.compile(r"out of memory|OutOfMemory|can't allocate memory", re.IGNORECASE)
-
-
-def resolution_digest(
-    spec: LmEvalSpec, *, tokenizer: str, template: str, generation_config: Mapping[str, Any] | None = None
-) -> str:
-    """Digest of all that turns a logical request into what this class asks its model.
-
-    The class and its arguments, the digests of tokenizer and chat template (`infer.tokenizer`), and the model's
-    generation_config.json, which the classes obey. Not lm-eval's version, nor where and in what batches it runs.
-    """
-    return digest(
-        {
-            "engine": f"lm_eval:{spec.model}",
-            "version": VERSION,
-            "model_args": spec.model_args,
-            "tokenizer": tokenizer,
-            "template": template,
-            "generation_config": dict(generation_config or {}),
-        }
-    )
 
 
 def is_sampled(request: Request) -> bool:

@@ -17,7 +17,8 @@ import pytest
 from proctor.config.spec import LmEvalModelEngine as Spec
 from proctor.errors import MissingTool, ServerError, UnknownName
 from proctor.infer.engine import PhysicalRequest
-from proctor.infer.lm_eval_model import LmEvalModelEngine, Pace, resolution_digest
+from proctor.infer.lm_eval_model import LmEvalModelEngine, Pace
+from proctor.infer.lm_eval_resolution import resolution_digest
 from proctor.records import Answer, Boundary, Failure, Kind, Message, Request, Response
 
 REGISTRY = """
