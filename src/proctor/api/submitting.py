@@ -126,6 +126,7 @@ async def submit(
         plan = await asyncio.to_thread(planned, max_shard_s=fits_s)
         site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
     drafts = _limited(drafts, select.limit)
+    warnings = () if dry_run else await _release_stuck(context, site)
     result = SubmitOutcome(
         run=context.spec.name,
         plan=plan,
@@ -134,11 +135,22 @@ async def submit(
         owed=0,
         dry_run=dry_run,
         scoring=_scoring_text(context, drafts[0].shape, site.partitions) if drafts else None,
+        warnings=warnings,
     )
     if dry_run or not any(d.plan.missing for d in drafts):
         return result
     progress.phase("submitting")
     return await _send(context, site, drafts, result)
+
+
+async def _release_stuck(context: RunContext, site: Site) -> tuple[str, ...]:
+    """Let go what Slurm holds after a start that failed, such as one during a restart of the controller."""
+    prefix = job_prefix(context) + "-"
+    stuck = [r.id for r in site.queue if r.name.startswith(prefix) and r.stuck]
+    if not stuck:
+        return ()
+    await site.scheduler.release(stuck)
+    return (f"Slurm held {', '.join(stuck)} after a start that failed; released",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +251,8 @@ def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]
         cpus_per_node=settings.cpus or 1,
     )
     check_demand(demand, site.partitions)
-    live = sum(r.name == shape.name and not r.stands.final for r in site.queue)
+    # What is being ended goes on as a requeue at best; then one worker too many finds nothing to do.
+    live = sum(r.name == shape.name and not r.stands.final and not r.completing for r in site.queue)
     script = _script(context, shape, limit, flags)
     plan = ArrayPlan(
         shape=shape.id,
@@ -400,7 +413,7 @@ async def _send(context: RunContext, site: Site, drafts: Sequence[Draft], result
         owed += done.owed
         stopped = done.stopped_by
     owed += sum(d.plan.missing for d in waiting)
-    warnings: list[str] = []
+    warnings = list(result.warnings)
     if sent and result.scoring is not None:
         try:
             sent.append(await _send_scoring(context, site, drafts[0].shape, result.scoring, sent))
