@@ -334,16 +334,17 @@ def test_the_run_does_not_wait_for_an_element_that_does_not_start(lab: SlurmLab)
     """Three of four do everything; a fourth that starts while they are at work takes a share."""
     words = [f"word{i:03d}" for i in range(90)]
     lab.latency_s = 1.0
-    config = lab.write_sweep(tasks=write_tasks(lab, 1, words), launch={"workers": 4}, shards=30)
-    block = "#!/bin/sh\nsleep 600\n"
-    blocker = lab.cluster.run("sbatch", "--parsable", "-w", "n4", "--exclusive", "-o", "/dev/null", text=block).strip()
+    config = lab.write_sweep(tasks=write_tasks(lab, 1, words), launch=HELD | {"workers": 4}, shards=30)
     lab.run("submit", str(config))
-    elements = [r for r in lab.workers() if r.id != blocker]
-    lab.wait(lambda: len(lab.attempts()) == 3 and len(lab.running()) == 1)  # what blocks the node
-    assert [r.stands for r in lab.workers() if r.array == elements[0].array] == [JobState.PENDING]
+    (job,) = {r.array for r in lab.workers()}
+    for index in range(3):
+        lab.cluster.run("scontrol", "release", f"{job}_{index}")
+    lab.wait(lambda: len(lab.workers()) == 1)
+    assert [(r.array_task, r.stands) for r in lab.workers()] == [("3", JobState.PENDING)]
+    assert len(lab.attempts()) == 3
     assert sum(a.answered for a in lab.attempts()) == len(words)
     assert all(a.answered for a in lab.attempts()), lab.story()
-    lab.cluster.run("scancel", blocker)
+    lab.cluster.run("scontrol", "release", f"{job}_3")
     lab.wait_idle()
     assert [a.answered for a in lab.attempts()][-1] == 0
     assert {n for *_, n in lab.scored()} == {len(words)}

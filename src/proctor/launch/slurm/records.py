@@ -20,6 +20,7 @@ QUEUE_FORMAT: Final = ",".join(f"{field}:|" for field in _FIELDS)
 """For `squeue -O`: every value whole, whatever its length. Name is last since only it may hold the separator."""
 SACCT_FIELDS: Final = "jobid,jobidraw,state,exitcode,submit,start,end,nodelist,user,account,qos,partition,jobname"
 _NOTHING: Final = frozenset({"", "N/A", "(null)", "None", "Unknown", "NONE", "n/a"})
+_STUCK: Final = re.compile(r"launch[ _]failed[ _]requeued[ _]held", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)|(?P<only>\d+)(?P<min>)")
 
 
@@ -65,6 +66,11 @@ class QueueRecord:
     @property
     def completing(self) -> bool:
         return bare_word(self.state) == "COMPLETING"
+
+    @property
+    def stuck(self) -> bool:
+        """Whether Slurm itself holds it, since it could not start it or lost sight of it: it waits for ever."""
+        return self.stands is JobState.PENDING and _STUCK.fullmatch(self.reason) is not None
 
 
 def parse_queue(text: str) -> list[QueueRecord]:

@@ -120,6 +120,11 @@ class SlurmScheduler:
             await self.commands.call("scontrol", "update", f"JobId={waiting.id}", f"Dependency=afterany:{after}")
         raise LaunchError(f"the dependency of job {name!r} keeps changing", hint="see `squeue --me`")
 
+    async def release(self, ids: Iterable[str]) -> None:
+        """Let held jobs or elements start. Raises Unreachable, LaunchError."""
+        for name in ids:
+            await self.commands.call("scontrol", "release", name)
+
     async def cancel(self, ids: Iterable[str], *, signal: str | None = None, state: str | None = None) -> None:
         """End jobs, arrays (`12`) or elements (`12_3`); with `signal` tell the batch script only, such as INT.
 

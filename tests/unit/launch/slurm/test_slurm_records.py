@@ -208,3 +208,18 @@ def test_gpu_counts() -> None:
         0,
         3,
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "stuck"),
+    [
+        ("PENDING", "launch failed requeued held", True),
+        ("PENDING", "launch_failed_requeued_held", True),
+        ("PENDING", "JobHeldUser", False),
+        ("PENDING", "Priority", False),
+        ("RUNNING", "launch_failed_requeued_held", False),
+    ],
+)
+def test_only_what_slurm_itself_holds_is_stuck(state: str, reason: str, stuck: bool) -> None:
+    (record,) = parse_queue(queue_line("5", state).replace("|None|name|", f"|{reason}|name|"))
+    assert record.stuck is stuck
