@@ -17,6 +17,7 @@ from typing import Any, Final
 from proctor.api.bundling import write_bundle
 from proctor.api.cluster_profiles import stated_by
 from proctor.api.context import RunContext
+from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
@@ -139,6 +140,7 @@ async def submit(
     )
     if dry_run or not any(d.plan.missing for d in drafts):
         return result
+    keep_forecast(context, plan)
     progress.phase("submitting")
     return await _send(context, site, drafts, result)
 
@@ -452,6 +454,9 @@ def write_assignment(context: RunContext, draft: Draft, *, name: str = "", reque
         script=script,
         max_attempts=settings.max_attempts,
         signal_lead_s=settings.signal_lead_s,
+        nodes_per_server=settings.nodes_per_server,
+        servers=settings.servers,
+        staging=settings.staging,
         scoring=job_name(context, SCORE) if settings.scoring is not None else "",
         prefix=job_prefix(context) + "-",
     )
