@@ -86,6 +86,7 @@ class Feed:
         self._claimed: list[str] = []  # by us, in asking order, not resolved
         self._ready: deque[PhysicalRequest] = deque()  # resolved, not yielded
         self._asking: dict[str, PhysicalRequest] = {}  # logical key → yielded, not settled
+        self._since: dict[str, float] = {}  # when each of them was yielded first
         self._filling: asyncio.Task[bool] | None = None
         self._open: dict[int, OpenClaim] = {}
         self._claim_of: dict[str, int] = {}
@@ -102,6 +103,7 @@ class Feed:
             if self._ready:
                 request = self._ready.popleft()
                 self._asking[request.key] = request
+                self._since[request.key] = time.monotonic()
                 yield request
             elif not await self._filled():
                 return
@@ -124,6 +126,7 @@ class Feed:
     async def settle(self, answer: Answer) -> None:
         """Count `answer` as durable: answer its twins by alias, and close its claim when that was the last."""
         request = self._asking.pop(answer.key, None)
+        self._since.pop(answer.key, None)
         if request is not None:
             self._first.pop(request.physical_key, None)
         if not isinstance(answer, Failure):
@@ -150,6 +153,11 @@ class Feed:
     def outstanding(self) -> int:
         """Requests that were yielded and are not durable yet."""
         return len(self._asking)
+
+    def age_s(self, key: str | None = None) -> float:
+        """Since `key`, or the oldest of all that are outstanding, was yielded; 0 if there is none."""
+        since = self._since.get(key) if key is not None else next(iter(self._since.values()), None)
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def deferred(self) -> int:

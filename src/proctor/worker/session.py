@@ -68,8 +68,12 @@ class Session:
 
     @property
     def slowest_s(self) -> float:
-        """The longest that one of the latest answers took, in seconds."""
-        return max(self._latencies, default=0.0)
+        """The longest that one of the latest answers took, or has taken so far, in seconds.
+
+        From when the engine took it: an engine takes more than it asks at a time.
+        """
+        oldest = self._feed.age_s() if self._feed is not None else 0.0
+        return max(oldest, *self._latencies) if self._latencies else oldest
 
     def drain(self) -> None:
         """Take nothing new; finish and keep what is in flight."""
@@ -168,7 +172,7 @@ class Session:
             self.outcome.failed += 1
         else:
             self.outcome.answered += 1
-            self._latencies.append(answer.latency_s)
+            self._latencies.append(feed.age_s(answer.key))
         self._events.answered(answer, in_flight=feed.outstanding)
         await feed.settle(answer)
 
