@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proctor.api.context import RunContext
+from proctor.api.foreseeing import foreseen
 from proctor.api.jobs import jobs_of
 from proctor.api.progress import WorkerEvents
 from proctor.api.recording import recorded_suites
 from proctor.api.targets import Target, resolve_targets
+from proctor.plan import PlanAgainstActual
 from proctor.records import Failure
-from proctor.report.views import RunStatus, TaskStatus, WorkerStatus
+from proctor.report.views import PlannedModel, RunStatus, TaskStatus, WorkerStatus
 from proctor.store import Answers
 from proctor.store.arrow import pa
 from proctor.store.completion import Bits, Completion
@@ -66,6 +68,7 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
         tasks=tuple(tasks),
         workers=tuple(workers),
         jobs=jobs_of(context),
+        plan=tuple(_planned(p) for p in foreseen(context)),
         shards=shards,
         shards_owed=shards_owed,
         requests_per_s=rate,
@@ -116,6 +119,18 @@ def _shards(context: RunContext, done: Mapping[str, Mapping[str, Bits]]) -> tupl
         return count_shards(context.directory.plan, done)
     except (OSError, ValueError, KeyError, pa.ArrowInvalid):
         return 0, 0  # being replaced, or of another version: the next run writes it anew
+
+
+def _planned(one: PlanAgainstActual) -> PlannedModel:
+    return PlannedModel(
+        model=one.model,
+        requests=one.planned.requests,
+        asked=one.used.requests,
+        planned_s=one.planned.seconds,
+        used_s=one.used.seconds,
+        expected_s=one.expected_s,
+        tokens_ratio=one.tokens_ratio,
+    )
 
 
 def _workers(context: RunContext) -> list[WorkerStatus]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from proctor import errors
 from proctor.api.context import RunContext
+from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent, WorkerEvents
 from proctor.api.recording import Recorded, record
@@ -76,6 +77,7 @@ async def run(
     targets = await asyncio.to_thread(resolve_targets, context, store)
     plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     progress.planned(plan)
+    keep_forecast(context, plan)
     drained, failures = await _ask(context, targets, plan, progress, retry_failed=retry_failed)
     progress.phase("scoring")
     scores, after = await asyncio.to_thread(_finish, context, store, targets, recorded)

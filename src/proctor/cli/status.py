@@ -11,7 +11,7 @@ import click
 from proctor import api
 from proctor.cli.options import config_argument, json_option, print_json, set_option
 from proctor.report.layout import show
-from proctor.report.verbs import jobs_table, status_table, worker_table
+from proctor.report.verbs import forecast_table, jobs_table, status_table, worker_table
 from proctor.report.views import RunStatus
 
 MANY: Final = 20
@@ -45,6 +45,8 @@ def _show(status: RunStatus, *, detailed: bool) -> None:
     show(status_table(status, detailed=detailed), sys.stdout)
     if status.jobs:
         show(jobs_table(status), sys.stdout)
+    if status.plan and detailed:
+        show(forecast_table(status), sys.stdout)
     if status.workers:
         show(worker_table(status), sys.stdout)
 

@@ -87,6 +87,26 @@ def jobs_table(status: RunStatus) -> Layout:
     return Layout(title="jobs", columns=heading(*names, right=right), lines=lines, notes=tuple(notes))
 
 
+def forecast_table(status: RunStatus) -> Layout:
+    """What the plan foresaw for each model, and what was used."""
+    names = ("model", "planned", "asked", "server time planned", "used", "expected", "tokens a request")
+    lines = tuple(
+        Line(
+            cells=(
+                p.model,
+                count(p.requests),
+                count(p.asked),
+                duration(p.planned_s),
+                duration(p.used_s),
+                "-" if p.expected_s is None else duration(p.expected_s),
+                "-" if p.tokens_ratio is None else f"{p.tokens_ratio:.2f} of the plan",
+            )
+        )
+        for p in status.plan
+    )
+    return Layout(title="plan and actual", columns=heading(*names, right=names[1:]), lines=lines)
+
+
 def worker_table(status: RunStatus) -> Layout:
     """Every worker: what it does and when it was last heard of."""
     names = ("worker", "model", "phase", "requests", "tokens/s", "last seen", "message")

@@ -92,6 +92,21 @@ class JobsStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedModel:
+    """One model's plan beside what it took so far. Seconds of its servers' time."""
+
+    model: str
+    requests: int
+    asked: int
+    planned_s: float
+    used_s: float
+    expected_s: float | None = None
+    """For the whole, at the pace so far."""
+    tokens_ratio: float | None = None
+    """Generated tokens a request, measured over planned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """A whole run."""
 
@@ -100,6 +115,7 @@ class RunStatus:
     workers: tuple[WorkerStatus, ...] = ()
     jobs: tuple[JobsStatus, ...] = ()
     """On a cluster, oldest first."""
+    plan: tuple[PlannedModel, ...] = ()
     shards: int = 0
     """Of the latest plan."""
     shards_owed: int = 0

@@ -52,6 +52,11 @@ class RunDirectory:
         return self.root / "events"
 
     @property
+    def forecast(self) -> Path:
+        """What the plan foresaw for each model."""
+        return self.root / "forecast.json"
+
+    @property
     def bundle(self) -> Path:
         """Which files the run needs, and how to know them."""
         return self.root / "bundle.json"
