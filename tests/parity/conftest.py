@@ -19,6 +19,10 @@ HERE = Path(__file__).parent
 DATA = HERE / "data"
 COLOURS = ("red", "deep blue", "green", "ünï", "black and white", "yellow")
 
+FULL = bool(os.environ.get("PROCTOR_PARITY_FULL"))
+WAIT_S = 7200.0 if FULL else 1700.0
+"""For one command. Minutes on a quiet machine; but the tests run beside others, on two cores, anywhere."""
+
 Metrics = dict[tuple[str, str, str], tuple[float | None, float | None]]
 """(task, metric, filter) → value and standard error."""
 
@@ -66,7 +70,7 @@ class Commands:
     tasks: Path
     environment: Mapping[str, str]
 
-    def run(self, argv: list[str], *, timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, argv: list[str], *, timeout: float = WAIT_S, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run to the end; its output is the error if it fails."""
         env = os.environ | self.environment | environment
         done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=timeout, check=False)
@@ -79,7 +83,7 @@ class Commands:
         tasks: Sequence[str],
         model_args: Mapping[str, Any],
         *flags: str,
-        timeout: float = 600,
+        timeout: float = WAIT_S,
         **more: str,
     ) -> Metrics:
         """What `python -m lm_eval` writes as its results, at full precision."""
@@ -90,7 +94,7 @@ class Commands:
         (written,) = out.rglob("results_*.json")
         return lm_eval_metrics(json.loads(written.read_text(encoding="utf-8")))
 
-    def proctor(self, config: Path, verb: str = "run", *, timeout: float = 900, **more: str) -> dict[str, Any]:
+    def proctor(self, config: Path, verb: str = "run", *, timeout: float = WAIT_S, **more: str) -> dict[str, Any]:
         """What `proctor run FILE --json` prints."""
         done = self.run([sys.executable, "-m", "proctor", verb, str(config), "--json"], timeout=timeout, **more)
         return json.loads(done.stdout)
@@ -166,12 +170,11 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     write_data(root / "data")
     code = "import lm_eval, os; print('@@' + os.path.dirname(lm_eval.__file__))"
     place = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split("@@")[1]
-    full = bool(os.environ.get("PROCTOR_PARITY_FULL"))
     for file in (HERE / "tasks").iterdir():
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         text = text.replace("@DATA@", str(root / "data")).replace("@LM_EVAL@", place.strip())
         if text:
-            (root / "tasks" / file.name).write_text(text.replace("@LENGTH@", "256" if full else "40"), encoding="utf-8")
+            (root / "tasks" / file.name).write_text(text.replace("@LENGTH@", "256" if FULL else "40"), encoding="utf-8")
     environment = {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(root / "hf"),

@@ -117,10 +117,12 @@ def adding_bos(source: Path, out: Path) -> Path:
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if PYTHON is None or MODELS is None:
         pytest.skip("PROCTOR_LM_EVAL_PYTHON and PROCTOR_TEST_MODELS are not set")
-    plain = Path(MODELS) / "tiny"
-    if request.param == "plain":
-        return plain
-    return adding_bos(plain, tmp_path_factory.mktemp("models") / "tiny adding bos")
+    plain, out = Path(MODELS) / "tiny", tmp_path_factory.mktemp("models") / f"tiny {request.param}"
+    made = adding_bos(plain, out) if request.param == "bos" else Path(shutil.copytree(plain, out))
+    # Where the default length of 256 fills the model's own window, vllm's class sends what no vLLM takes.
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    return made
 
 
 def ask_lm_eval(**job: Any) -> list[list[dict[str, Any]]]:

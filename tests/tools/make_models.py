@@ -2,7 +2,8 @@
 
 smollm2/      SmolLM2-135M-Instruct as float32 safetensors (dequantised), loadable by transformers and vLLM
 smollm2-bos/  the same weights with a tokenizer that adds a beginning-of-sequence token
-tiny/         a two-layer random Llama with the same tokenizer, window 256: long documents overflow it
+tiny/         a two-layer random Llama with the first 4,096 tokens of that vocabulary (logits of all 49,152 would take
+              most of a test's time), window 256: long documents overflow it
 tiny-bos/     the same with the BOS-adding tokenizer
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+TINY_VOCABULARY = 4096
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
@@ -64,7 +66,7 @@ def make_tiny(source: Path, out: Path) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=TINY_VOCABULARY,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -78,12 +80,23 @@ def make_tiny(source: Path, out: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(out)
     copy_tokenizer(source, out)
+    cut_vocabulary(out, TINY_VOCABULARY)
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copy(source / name, out / name)
+
+
+def cut_vocabulary(out: Path, size: int) -> None:
+    """Keep the first tokens and what merges into them: ids go in the order in which the tokenizer learnt its merges."""
+    path = out / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    model = tokenizer["model"]
+    model["vocab"] = {text: n for text, n in model["vocab"].items() if n < size}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False))
 
 
 def add_bos(out: Path) -> None:
@@ -127,8 +140,7 @@ def main() -> None:
     out: Path = options.out
     if not (out / "smollm2" / "config.json").exists():
         convert(options.gguf.resolve(), out / "smollm2")
-    if not (out / "tiny" / "config.json").exists():
-        make_tiny(out / "smollm2", out / "tiny")
+    make_tiny(out / "smollm2", out / "tiny")
     with_bos(out / "smollm2", out / "smollm2-bos")
     with_bos(out / "tiny", out / "tiny-bos")
 
