@@ -82,14 +82,14 @@ def recommended_workers(
     limits = [(most, f"{most} is the most that may run")]
     each = startup_s + floor_s / 2
     if each > 0:
-        paying = floor(work_s * (1 / efficiency - 1) / each)
+        paying = floor(min(work_s * (1 / efficiency - 1) / each, most))
         limits.append(
             (paying, f"beyond it more than {1 - efficiency:.0%} of the worker time would be start-up and idling")
         )
     if longest_s > 0:
-        limits.append((ceil(work_s / longest_s), f"the longest request alone takes {longest_s:.0f} s"))
+        limits.append((ceil(min(work_s / longest_s, most)), f"the longest request alone takes {longest_s:.0f} s"))
     if floor_s > 0:
-        limits.append((floor(work_s / floor_s), f"a shard is at least {floor_s:.0f} s of work"))
+        limits.append((floor(min(work_s / floor_s, most)), f"a shard is at least {floor_s:.0f} s of work"))
     workers, reason = min(limits, key=lambda limit: limit[0])
     if workers < 1:
         workers, reason = 1, "one worker does it before a second one would have started"
