@@ -32,7 +32,8 @@ class StallWatch:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since = self._busy = clock()
+        self._since = clock()
+        self._busy = float("-inf")
         self._answered = 0
         self._cpu: tuple[float, float] | None = None
 
