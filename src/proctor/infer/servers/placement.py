@@ -84,9 +84,8 @@ class OnThisMachine:
         self._ports = PortFinder(LOOPBACK)
 
     def site(self, replica: int) -> Site:
-        return Site(
-            host=LOOPBACK, port=self._ports.find(), master_port=self._ports.find(), devices=self._devices[replica]
-        )
+        # Ranks meet at master_port; here there is one.
+        return Site(host=LOOPBACK, port=self._ports.find(), master_port=0, devices=self._devices[replica])
 
     def command(
         self, command: Command, replica: int, *, container: Container | None, model: ServedModel, scratch: Path
