@@ -154,6 +154,12 @@ class Feed:
         """Requests that were yielded and are not durable yet."""
         return len(self._asking)
 
+    @property
+    def left(self) -> bool:
+        """Whether something may be owed that is not settled; what others are asking counts."""
+        waiting = (self._shards, self._claimed, self._ready, self._released, self._asking, self._deferred)
+        return self._filling is not None or any(map(bool, waiting))
+
     def age_s(self, key: str | None = None) -> float:
         """Since `key`, or the oldest of all that are outstanding, was yielded; 0 if there is none."""
         since = self._since.get(key) if key is not None else next(iter(self._since.values()), None)

@@ -33,6 +33,8 @@ class Outcome:
     aliased: int = 0
     failed: int = 0
     drained: bool = False
+    left: bool = True
+    """Whether something may still be owed."""
 
 
 class Session:
@@ -116,6 +118,7 @@ class Session:
                 task.cancel()
             await asyncio.gather(asking, watching, return_exceptions=True)
             await self._flush()
+            self.outcome.left = self._feed.left
             await self._feed.close()
             if not self._broken.done():
                 self._broken.cancel()

@@ -80,6 +80,7 @@ class Shift:
         self._session: Session | None = None
         self._reason: signal.Signals | None = None
         self._time_is_up = False
+        self._left = True  # by the model at hand
         self._task: asyncio.Task[object] | None = None
         self._warned = asyncio.Event()
         self._clock_runs = False
@@ -118,7 +119,8 @@ class Shift:
     async def _all_models(self) -> bool:
         """Every model in this worker's order; whether something may be left because the worker was stopped."""
         failures: list[ProctorError] = []
-        for name in self._assignment.order(self._attempt.index):
+        names = self._assignment.order(self._attempt.index)
+        for number, name in enumerate(names, start=1):
             job = Job.read(self._directory.jobs / name)
             try:
                 await self._one_model(job)
@@ -128,12 +130,13 @@ class Shift:
                     raise
                 failures.append(error)
             if self.stopping:
-                return True
+                return self._left or number < len(names) or bool(failures)
         if failures:
             raise failures[0]
         return False
 
     async def _one_model(self, job: Job) -> None:
+        self._left = True
         worker = f"{job.job_id}-{self._attempt.label}"
         store = Store.open(Path(job.store), create=False, alive=self._attempt.alive())
         owner = self._attempt.owner(job.run)
@@ -142,6 +145,7 @@ class Shift:
         if self._at_most is not None:
             shards = [replace(s, items=s.items[: self._at_most]) for s in shards[:1]]
         if not await self._worth_starting(store, job, answers, shards, owner):
+            self._left = False
             return
         bundle = await asyncio.to_thread(Bundle.read, self._directory.bundle)
         if bundle is not None and self._attempt.scheduler is not None:
@@ -171,6 +175,7 @@ class Shift:
                         )
                     finally:
                         self.totals.add(job, self._session.outcome)
+                        self._left = self._session.outcome.left
                         self._session = None
                 events.phase("done")
             except ProctorError as error:
