@@ -42,6 +42,8 @@ chaos: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m bench.store --json bench/results/store.json
 	$(BIN)/python -m bench.status --json bench/results/status.json
+	$(BIN)/python -m bench.planning --json bench/results/planning.json
+	$(BIN)/python -m bench.makespan --json bench/results/makespan.json
 
 # A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
 SLURM_DIR ?= /tmp/proctor-slurm
