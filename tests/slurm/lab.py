@@ -16,7 +16,7 @@ from proctor.launch.launcher import JobState
 from proctor.launch.slurm.commands import Commands
 from proctor.launch.slurm.queue import read_queue
 from proctor.launch.slurm.records import QueueRecord
-from proctor.records import Response
+from proctor.records import Response, digest
 from proctor.store import Answers, Store
 from proctor.worker.attempt import AttemptRecord, read_attempts
 
@@ -47,8 +47,12 @@ class SlurmLab(Lab):
     # --- the queue ---
 
     def queue(self) -> list[QueueRecord]:
-        """Every element and job of the test user that waits or runs."""
-        return [r for r in read_queue(Commands()) if not r.stands.final]
+        """Every element and job of this lab's runs that waits or runs.
+
+        A controller that was killed may have forgotten that another test's jobs were cancelled.
+        """
+        marks = tuple(f"-{digest(str(p.resolve()))[:8]}-" for p in (self.root / "runs").glob("*"))
+        return [r for r in read_queue(Commands()) if not r.stands.final and any(m in r.name for m in marks)]
 
     def workers(self) -> list[QueueRecord]:
         """The elements among them."""
