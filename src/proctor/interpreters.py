@@ -57,6 +57,18 @@ def module_command(python: str | None, module: str, *args: str, env: Mapping[str
     return Command(argv=(found, "-m", module, *args), env=full)
 
 
+def image_command(python: str | None, module: str, *args: str) -> tuple[Command, tuple[Path, ...]]:
+    """The command that runs `module` with the Python of a container's image, and the directories it must see there.
+
+    `python`: a program of the image (None: python3), whose own packages are those of the module's harness.
+    """
+    directory = _import_directory()
+    env = dict(os.environ) | {"PYTHONPATH": str(directory)}
+    env.pop("PYTHONHOME", None)
+    env.pop("VIRTUAL_ENV", None)
+    return Command(argv=(python or "python3", "-m", module, *args), env=env), (directory, PACKAGE)
+
+
 def _same_environment(python: str) -> bool:
     # A virtual environment's python is a link to the base one: compare the unresolved paths.
     return os.path.abspath(os.path.expanduser(python)) == os.path.abspath(sys.executable)

@@ -20,22 +20,25 @@ import re
 import struct
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
 from proctor.config.spec import LmEvalModelEngine as LmEvalSpec
-from proctor.errors import MissingTool, ServerError, UnknownName, UsageError
+from proctor.errors import ConfigError, MissingTool, ServerError, UnknownName, UsageError
 from proctor.infer.engine import PhysicalRequest
 from proctor.infer.lm_eval_host import frame
 from proctor.infer.lm_eval_resolution import resolution_digest
+from proctor.infer.server import ServedModel
 from proctor.infer.servers.hardware import describe_hardware
 from proctor.infer.servers.health import LifeSigns, StartState, describe_log, start_error
 from proctor.infer.servers.hints import find_cause, killed_hint
+from proctor.infer.servers.inside import model_binds
 from proctor.infer.tokenizer import read_json, template_digest, tokenizer_digest
-from proctor.interpreters import module_command
+from proctor.interpreters import Command, image_command, module_command
+from proctor.processes.container import Container, contained
 from proctor.processes.group import ProcessGroup
 from proctor.records import (
     Answer,
@@ -60,6 +63,8 @@ _STALLED_S: Final = 600.0
 _LENGTH: Final = struct.Struct(">Q")
 _LOST: Final = re.compile(r"device-side assert|illegal memory access|CUDA error|EngineDeadError|NCCL", re.IGNORECASE)
 """After these the process answers nothing more: it must be started anew."""
+_HOST: Final = "proctor.infer.lm_eval_host"
+_NO_PIPES: Final = ("pyxis", "podman")
 _MEMORY: Final = re.compile(r"out of memory|OutOfMemory|can't allocate memory", re.IGNORECASE)
 
 
@@ -83,10 +88,20 @@ class LmEvalModelEngine:
         revision: str | None = None,
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
+        container: Container | None = None,
     ) -> None:
+        """`container`: around the child; its image has lm-eval. Raises ConfigError for one that passes on no pipes."""
+        if container is not None and container.type in _NO_PIPES:
+            raise ConfigError(
+                f"engine type lm_eval speaks to its process through pipes, which {container.type} does not pass on",
+                hint="use apptainer, singularity, enroot or charliecloud, or `launch.container: {type: none}` with "
+                "`engine.python` of an environment",
+            )
         self._spec = spec
         self._path = path
         self._log = log
+        self._container = container
+        self._model = ServedModel(path=path, tokenizer=tokenizer)
         self._orders: dict[str, Any] = {
             "model": spec.model,
             "model_args": spec.model_args,
@@ -117,7 +132,7 @@ class LmEvalModelEngine:
         )
 
     async def __aenter__(self) -> Self:
-        host = await _Host.start(self._spec, self._orders, self._log)
+        host = await _Host.start(self._spec, self._orders, self._log, self._command)
         self._info = await self._describe(host.ready)
         self._host = host
         return self
@@ -128,6 +143,13 @@ class LmEvalModelEngine:
         if self._host is not None:
             await self._host.stop()
             self._host = None
+
+    def _command(self, fds: Sequence[int]) -> Command:
+        if self._container is None:
+            return module_command(self._spec.python, _HOST, *map(str, fds))
+        command, sources = image_command(self._spec.python, _HOST, *map(str, fds))
+        binds = model_binds(self._model, *sources)
+        return contained(self._container, command, forward=["PYTHONPATH"], binds=binds)
 
     @property
     def info(self) -> EngineInfo:
@@ -249,13 +271,15 @@ class _Host:
         self.ready: Mapping[str, Any] = {}
 
     @classmethod
-    async def start(cls, spec: LmEvalSpec, orders: Mapping[str, Any], log: Path) -> _Host:
+    async def start(
+        cls, spec: LmEvalSpec, orders: Mapping[str, Any], log: Path, build: Callable[[Sequence[int]], Command]
+    ) -> _Host:
         """Start it and wait until the model is loaded. Raises ServerError with the log's end."""
         there_read, here_write = os.pipe()
         here_read, there_write = os.pipe()
         theirs = (there_read, there_write)
         try:
-            command = module_command(spec.python, "proctor.infer.lm_eval_host", *map(str, theirs))
+            command = build(theirs)
             group = await ProcessGroup.start(command.argv, env=command.env, log=log, pass_fds=theirs)
         except BaseException:
             os.close(here_read)

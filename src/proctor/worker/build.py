@@ -69,6 +69,7 @@ def engine_for(job: Job, server: Server | None, *, worker: str) -> Engine:
             revision=job.revision,
             tokenizer=job.tokenizer,
             trust_remote_code=job.trust_remote_code,
+            container=job.container,
         )
     if isinstance(spec, OpenAISpec):
         if server is None:
