@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("the time for the tests was up before this one began (PROCTOR_TEST_UNTIL)")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+@pytest.hookimpl(tryfirst=True, wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """PROCTOR_TEST_END (Unix time): no test goes on after it, so that the others' results are printed."""
     end = os.environ.get("PROCTOR_TEST_END")
-    if end is None:
-        return
-    own = item.get_closest_marker("timeout")
-    usual = float(own.args[0]) if own is not None and own.args else float(item.config.getini("timeout") or 600)
-    item.add_marker(pytest.mark.timeout(max(30.0, min(usual, float(end) - time.time()))), append=False)
+    if end is not None:
+        own = item.get_closest_marker("timeout")
+        usual = float(own.args[0]) if own is not None and own.args else float(item.config.getini("timeout") or 600)
+        item.add_marker(pytest.mark.timeout(max(30.0, min(usual, float(end) - time.time()))), append=False)
+    return (yield)
 
 
 @pytest.fixture(params=HOSTILE_NAMES, ids=lambda n: n.encode("unicode_escape").decode())
