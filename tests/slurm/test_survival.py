@@ -18,6 +18,8 @@ from typing import Final
 import psutil
 import pytest
 
+from proctor.launch.slurm.records import QueueRecord
+
 from ..integration.conftest import Lab
 from .cluster import Cluster
 from .lab import SERVER, WORKER, SlurmLab
@@ -59,6 +61,7 @@ class Disturbed:
 
     def __init__(self, lab: SlurmLab, seed: int, **launch: object) -> None:
         self.lab = lab
+        self.seed = seed
         self.rng = random.Random(seed)
         self.config = lab.write_sweep(tasks=[lab.write_task("words", WORDS)], launch=launch)
         self.again = 0
@@ -67,8 +70,11 @@ class Disturbed:
         self._asked: dict[str, int] = {}
 
     def start(self) -> None:
-        """Submit, and wait for an instant at which both work is done and work is left."""
+        """Submit, and wait for an instant at which both work is done and work is left; each fifth time for any."""
         self.lab.run("submit", str(self.config))
+        if self.seed % 5 == 4:
+            time.sleep(self.rng.uniform(0, 5))
+            return
         after = self.rng.randrange(1, len(WORDS) // 2)
         self.lab.wait(lambda: sum(self.lab.asked_words(WORDS).values()) >= after)
         time.sleep(self.rng.uniform(0, 0.3))
@@ -84,9 +90,14 @@ class Disturbed:
         self._known = known | self._known
         self.again += lost_in_flight
 
+    def at_work(self) -> list[QueueRecord]:
+        """The elements that run, in order; waits for one."""
+        self.lab.wait(self.lab.running)
+        return sorted(self.lab.running(), key=lambda r: r.id)
+
     def victim(self) -> str:
         """A node on which a worker is at work."""
-        return self.rng.choice(sorted(r.nodes for r in self.lab.running()))
+        return self.rng.choice(self.at_work()).nodes
 
     def finish(self, expected: Rows) -> None:
         """Let it end, submit what is still owed, and compare."""
@@ -111,18 +122,21 @@ class Disturbed:
         assert twice <= allowed, f"{twice} asked twice, {allowed} allowed\n{lab.story()}"
 
 
-def kill(process: psutil.Process) -> None:
-    """SIGKILL; a process that is not there any more is no harm."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+def kill_one(run: Disturbed, module: str) -> None:
+    """SIGKILL; a process that is not there yet, or not any more, is no harm."""
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        run.rng.choice(run.lab.processes(module)).kill()
 
 
 @seeds(cheap=True)
 def test_a_worker_is_killed(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
     run = Disturbed(lab, seed)
     run.start()
-    kill(run.rng.choice(lab.processes(WORKER)))
+    kill_one(run, WORKER)
     run.note()
+    if seed == 0:
+        lab.wait(lambda: len(lab.attempts()) + len(lab.workers()) < 2)
+        assert "the worker left no word of its end" in lab.run("status", str(run.config)).stdout
     run.finish(undisturbed)
 
 
@@ -130,7 +144,7 @@ def test_a_worker_is_killed(lab: SlurmLab, seed: int, undisturbed: Rows) -> None
 def test_a_server_is_killed(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
     run = Disturbed(lab, seed)
     run.start()
-    kill(run.rng.choice(lab.processes(SERVER)))
+    kill_one(run, SERVER)
     run.note()
     run.finish(undisturbed)
 
@@ -139,7 +153,7 @@ def test_a_server_is_killed(lab: SlurmLab, seed: int, undisturbed: Rows) -> None
 def test_an_element_is_requeued(lab: SlurmLab, seed: int, undisturbed: Rows) -> None:
     run = Disturbed(lab, seed)
     run.start()
-    element = run.rng.choice(lab.running())
+    element = run.rng.choice(run.at_work())
     lab.cluster.run("scontrol", "requeue", element.id)
     run.note()
     run.finish(undisturbed)
@@ -180,7 +194,7 @@ def test_a_node_is_cut_off_and_comes_back(lab: SlurmLab, seed: int, undisturbed:
     lab.latency_s = 1.0
     run = Disturbed(lab, seed)
     run.start()
-    element = run.rng.choice(lab.running())
+    element = run.rng.choice(run.at_work())
     lab.cluster.isolate_node(element.nodes)
     run.note(0)
     lab.wait(lambda: all(r.restarts > element.restarts for r in lab.workers() if r.id == element.id))

@@ -10,7 +10,7 @@ from typing import Final
 
 from proctor.api.context import RunContext
 from proctor.api.shapes import job_prefix
-from proctor.api.submitting import Sent, read_submissions
+from proctor.api.submitting import SCORE, Sent, read_submissions
 from proctor.launch.launcher import JobState
 from proctor.launch.slurm.commands import Commands
 from proctor.launch.slurm.queue import read_queue
@@ -76,7 +76,24 @@ def _status(sent: Sent, queued: Sequence[QueueRecord], attempts: Sequence[Attemp
             )
             for a in _latest(attempts)
             if a.ending not in _IN_ORDER
-        ),
+        )
+        + (() if sent.shape == SCORE else _silent(queued, attempts)),
+    )
+
+
+def _silent(queued: Sequence[QueueRecord], attempts: Sequence[AttemptRecord]) -> tuple[EndedAttempt, ...]:
+    """Elements of which Slurm says that they failed, and whose workers could not say why: killed, out of memory."""
+    told = {(a.array_task, a.restart) for a in attempts}
+    return tuple(
+        EndedAttempt(
+            job=r.id,
+            ending=Ending.UNEXPECTED_SIGNAL.value,
+            host=r.nodes,
+            message=f"{r.state.lower()}, exit status {r.exit_status}: the worker left no word of its end",
+            hint="`proctor logs` shows what it wrote; `proctor submit` continues",
+        )
+        for r in queued
+        if r.stands is JobState.FAILED and (r.array_task, r.restarts) not in told
     )
 
 
