@@ -33,8 +33,9 @@ class NodesLab(SlurmLab):
         return {"type": "command", "argv": argv, "restarts": 3}
 
     def servers(self, node: str) -> list[psutil.Process]:
-        """Without srun and those that wait for it, whose command line has all of the server's."""
-        return [p for p in self.processes(SERVER, node) if NODE_RANK not in p.cmdline()]
+        """Without srun and the guards, whose command lines have all of the server's."""
+        lines = {p: p.cmdline() for p in self.processes(SERVER, node)}
+        return [p for p, line in lines.items() if NODE_RANK not in line and line[1:3] == ["-W", "ignore"]]
 
     def until(self, condition: Callable[[], object]) -> None:
         """Until it holds while the job runs."""
@@ -149,3 +150,23 @@ async def test_hosts_and_steps(slurm: Cluster, tmp_path: Path) -> None:
     assert "mine" not in names()
     assert "other" in names()
     await end_steps(commands, raw, "mine")
+
+
+def test_weights_are_served_from_the_nodes_disk_while_they_are_needed(lab: NodesLab) -> None:
+    task = lab.write_task("t", WORDS)
+    disk = lab.root / "disk of $(a) node"
+    lab.latency_s = 0.3
+    # No room is left free on purpose: the test's disk may be nearly full.
+    staging = {"directory": "$NODE_DISK/weights", "check_space": False}
+    launch = {"workers": 1, "staging": staging, "env": {"NODE_DISK": str(disk)}}
+    lab.run("submit", str(lab.write_sweep(tasks=[task], launch=launch, shards=1)))
+    lab.until(lambda: sum(journals(lab)) > 1)
+    (server,) = [s for node in lab.cluster.nodes for s in lab.servers(node)]
+    served = Path(server.environ()["PROCTOR_MODEL"])
+    assert served.is_relative_to(disk)
+    assert (served / "model.safetensors").read_bytes() == (lab.root / "model" / "model.safetensors").read_bytes()
+    lab.wait_idle()
+    print(lab.story())
+    assert lab.endings() == {"done": 1}
+    assert lab.answered_words(WORDS) == set(WORDS)
+    assert not [p for p in disk.rglob("*") if p.is_file()]
