@@ -17,9 +17,10 @@ from proctor.api.jobs import jobs_of
 from proctor.api.progress import WorkerEvents
 from proctor.api.recording import recorded_suites
 from proctor.api.targets import Target, resolve_targets
+from proctor.errors import LaunchError, MissingTool
 from proctor.plan import PlanAgainstActual
 from proctor.records import Failure
-from proctor.report.views import PlannedModel, RunStatus, TaskStatus, WorkerStatus
+from proctor.report.views import JobsStatus, PlannedModel, RunStatus, TaskStatus, WorkerStatus
 from proctor.store import Answers
 from proctor.store.arrow import pa
 from proctor.store.completion import Bits, Completion
@@ -37,7 +38,7 @@ LATELY_S: Final = 60.0
 def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
     """Count what is answered, failed and owed. Changes nothing. Raises ConfigError, ModelError, StoreError.
 
-    Of a run that was sent to a cluster the queue is read too, and LaunchError raised if it cannot be.
+    Of a run that was sent to a cluster the queue is read too; if it cannot be, `queue_unread` says why.
     """
     context = RunContext.open(config, overrides)
     store = context.store(create=False)
@@ -63,11 +64,18 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
     workers = _workers(context)
     rate = sum(w.requests_per_s or 0.0 for w in workers if w.phase in AT_WORK and now - w.seen < LATELY_S) or None
     owed = sum(t.owed for t in tasks)
+    jobs: tuple[JobsStatus, ...] = ()
+    unread: str | None = None
+    try:
+        jobs = jobs_of(context)
+    except (LaunchError, MissingTool) as error:
+        unread = str(error)
     return RunStatus(
         run=context.spec.name,
         tasks=tuple(tasks),
         workers=tuple(workers),
-        jobs=jobs_of(context),
+        jobs=jobs,
+        queue_unread=unread,
         plan=tuple(_planned(p) for p in foreseen(context)),
         shards=shards,
         shards_owed=shards_owed,

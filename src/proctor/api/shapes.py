@@ -13,8 +13,9 @@ from proctor.api.context import RunContext
 from proctor.api.targets import Target
 from proctor.config.clusters import choose, load_profiles, resolve_launch, user_files
 from proctor.config.clusters.settings import SlurmSettings
+from proctor.config.engines import Launch, launch_for
 from proctor.config.names import slug
-from proctor.config.spec import EndpointServer, LlamaCppServer, OpenAIEngine, SlurmLaunch
+from proctor.config.spec import SlurmLaunch
 from proctor.errors import ConfigError
 from proctor.plan import ModelPlan
 from proctor.records import digest
@@ -80,42 +81,34 @@ def shapes(
     return list(found.values())
 
 
+def check_launches(context: RunContext, environ: Mapping[str, str]) -> None:
+    """Raises ConfigError, UnknownName for a model that could not be submitted from here, before anything is done."""
+    for name in context.spec.models:
+        _settings(context, name, launch_for(context.spec, name), environ)
+
+
 def settings_of(
     context: RunContext, target: Target, environ: Mapping[str, str], origins: Mapping[str, str] | None = None
 ) -> SlurmSettings:
     """What `target`'s jobs are on this cluster; `origins`: as for `resolve_launch`. Raises ConfigError, UnknownName."""
-    launch = target.launch
+    return _settings(context, target.id, target.launch, environ, origins)
+
+
+def _settings(
+    context: RunContext,
+    model: str,
+    launch: Launch,
+    environ: Mapping[str, str],
+    origins: Mapping[str, str] | None = None,
+) -> SlurmSettings:
     if not isinstance(launch, SlurmLaunch):
         raise ConfigError(
-            f"launch.type of model {target.id!r} is {launch.type!r}: only `slurm` can be submitted",
+            f"launch.type of model {model!r} is {launch.type!r}: only `slurm` can be submitted",
             hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
         )
     profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
-    _check_nodes(target, launch)
     choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=(socket.gethostname, socket.getfqdn))
     return resolve_launch(launch, choice.profile, environ, origins=origins)
-
-
-def _check_nodes(target: Target, launch: SlurmLaunch) -> None:
-    nodes = (launch.nodes_per_server or 1) * (launch.servers or 1)
-    engine = target.engine
-    if nodes > 1 and (not isinstance(engine, OpenAIEngine) or isinstance(engine.server, EndpointServer)):
-        raise ConfigError(
-            f"model {target.id!r} would get {nodes} nodes for each job, but its engine starts no server there",
-            hint="remove launch.servers and launch.nodes_per_server, or use a server of type vllm, sglang or command",
-        )
-    size = launch.nodes_per_server or 1
-    server = engine.server if isinstance(engine, OpenAIEngine) else None
-    if isinstance(server, LlamaCppServer) and size > 1:
-        raise ConfigError(
-            f"model {target.id!r}: llama.cpp runs on one node, not on {size}",
-            hint="set launch.nodes_per_server to 1; launch.servers says how many of them a job has",
-        )
-    if server is not None and not isinstance(server, EndpointServer) and server.gpus % size:
-        raise ConfigError(
-            f"model {target.id!r}: {server.gpus} GPUs of a server cannot be shared evenly by its {size} nodes",
-            hint="`gpus` of the server counts all of its nodes: a multiple of launch.nodes_per_server",
-        )
 
 
 def job_prefix(context: RunContext) -> str:

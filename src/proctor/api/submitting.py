@@ -21,7 +21,7 @@ from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
-from proctor.api.shapes import Shape, job_name, job_prefix, shapes
+from proctor.api.shapes import Shape, check_launches, job_name, job_prefix, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
@@ -109,6 +109,7 @@ async def submit(
     progress = progress or Silent()
     retry_failed = select.retry_failed
     context = RunContext.open(config, overrides)
+    check_launches(context, os.environ)
     store = context.store(create=True)
     context.write_configuration()
     progress.phase("recording the tasks")
@@ -120,6 +121,9 @@ async def submit(
     planned = functools.partial(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     plan = await asyncio.to_thread(planned)
     progress.planned(plan)
+    nothing = SubmitOutcome(run=context.spec.name, plan=plan, arrays=(), sent=(), owed=0, dry_run=dry_run)
+    if not plan.owed:
+        return nothing
     site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
     fits_s = min((d.shard_s for d in drafts), default=MAX_SHARD_S)
     if fits_s < MAX_SHARD_S:
@@ -128,13 +132,10 @@ async def submit(
         site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
     drafts = _limited(drafts, select.limit)
     warnings = () if dry_run else await _release_stuck(context, site)
-    result = SubmitOutcome(
-        run=context.spec.name,
+    result = replace(
+        nothing,
         plan=plan,
         arrays=tuple(d.plan for d in drafts),
-        sent=(),
-        owed=0,
-        dry_run=dry_run,
         scoring=_scoring_text(context, drafts[0].shape, site.partitions) if drafts else None,
         warnings=warnings,
     )

@@ -10,6 +10,7 @@ import click
 
 from proctor import api
 from proctor.cli.options import config_argument, json_option, print_json, set_option
+from proctor.errors import LaunchError
 from proctor.report.layout import show
 from proctor.report.verbs import forecast_table, jobs_table, status_table, worker_table
 from proctor.report.views import RunStatus
@@ -36,6 +37,9 @@ def command(config: str, overrides: tuple[str, ...], *, as_json: bool, detailed:
             print_json(status)
         else:
             _show(status, detailed=detailed or len(status.tasks) <= MANY)
+        if status.queue_unread is not None:
+            click.echo(f"error: {status.queue_unread}", err=True)
+            return LaunchError.exit_code
         if not watch or not (status.owed or _at_work(status)):
             return 0
         time.sleep(WATCH_S)

@@ -115,6 +115,8 @@ class RunStatus:
     workers: tuple[WorkerStatus, ...] = ()
     jobs: tuple[JobsStatus, ...] = ()
     """On a cluster, oldest first."""
+    queue_unread: str | None = None
+    """Why nothing is known of the jobs: the queue could not be read."""
     plan: tuple[PlannedModel, ...] = ()
     shards: int = 0
     """Of the latest plan."""
