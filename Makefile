@@ -27,7 +27,7 @@ test: .venv/.dev $(HARNESS)/.models
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	@# What fails beside everything else on a busy machine gets one more try alone; what fails twice fails.
-	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadgroup \
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder \
 	  || env -u PROCTOR_TEST_UNTIL $(TEST_ENV) $(BIN)/pytest -q --timeout 400 --last-failed --last-failed-no-failures none
 
 # Also over vLLM, which `make test` has no time for; where no wheel of vLLM fits the platform those tests skip.
