@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+Family = Callable[[], list[psutil.Process]]
 
 HOSTILE_NAMES = [
     "two words",
@@ -64,6 +67,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def hostile_name(request: pytest.FixtureRequest) -> str:
     """A name that breaks what was put together by hand."""
     return str(request.param)
+
+
+@pytest.fixture
+def descendants() -> Family:
+    """The processes below this one that have been started since the test began: a cluster may be up beside it."""
+    before = set(psutil.Process().children())
+
+    def family() -> list[psutil.Process]:
+        new = [child for child in psutil.Process().children() if child not in before]
+        return [*new, *(process for child in new for process in child.children(recursive=True))]
+
+    return family
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from proctor.config.spec import LmEvalModelEngine as Spec
@@ -209,11 +208,11 @@ async def test_what_was_answered_before_the_host_was_lost_stands(harness: Path, 
     assert {answer.key for answer in answers} == {request.key for request in requests[:2]}
 
 
-async def test_killed_host_is_reported_and_another_can_be_started(harness: Path) -> None:
+async def test_killed_host_is_reported_and_another_can_be_started(harness: Path, descendants) -> None:
     one = engine(harness)
     with pytest.raises(ServerError, match="exit status 137"):
         async with one:
-            for child in psutil.Process().children(recursive=True):
+            for child in descendants():
                 if "lm_eval_host" in " ".join(child.cmdline()) and "guard.py" not in " ".join(child.cmdline()):
                     child.send_signal(signal.SIGKILL)
             await ask(one, [scored("a")])
@@ -283,13 +282,13 @@ async def test_what_the_source_raises_comes_out(harness: Path) -> None:
 # --- loading that fails ---------------------------------------------------------------------------
 
 
-async def test_a_model_that_does_not_load_shows_why(harness: Path) -> None:
+async def test_a_model_that_does_not_load_shows_why(harness: Path, descendants) -> None:
     with pytest.raises(ServerError, match="ValueError: not enough of it") as caught:
         async with engine(harness, model_args={"fail": "not enough of it"}):
             pass
     assert caught.value.state == "failed"
     assert "Traceback" in (harness / "host.log").read_text()
-    assert not psutil.Process().children(recursive=True)
+    assert not descendants()
 
 
 async def test_an_unknown_class_names_the_known_ones(harness: Path) -> None:
