@@ -28,7 +28,8 @@ test: .venv/.dev $(HARNESS)/.models
 	$(BIN)/lint-imports
 	@# What fails beside everything else on a busy machine gets one more try alone; what fails twice fails.
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder \
-	  || env -u PROCTOR_TEST_UNTIL $(TEST_ENV) $(BIN)/pytest -q --timeout 400 --last-failed --last-failed-no-failures none
+	  || { $(BIN)/python tests/tools/name_failed.py .pytest_cache/v/cache/lastfailed; \
+	    env -u PROCTOR_TEST_UNTIL $(TEST_ENV) $(BIN)/pytest -q --timeout 400 --last-failed --last-failed-no-failures none; }
 
 # Also over vLLM, which `make test` has no time for; where no wheel of vLLM fits the platform those tests skip.
 parity: .venv/.dev $(HARNESS)/.models $(VLLM)/interpreter

@@ -25,7 +25,7 @@ _DOWN: Final = re.compile(
     r"unable to contact slurm controller|connect failure|connection (?:refused|reset|timed out)|broken pipe"
     r"|zero bytes were transmitted|no route to host|network is unreachable|authentication error|socket timed out"
     r"|unable to establish controller machine|slurm backup controller in standby mode|slurm_persist_conn_open"
-    r"|communication connection failure|unexpected message received",
+    r"|communication connection failure|unexpected message received|transport endpoint is not connected",
     re.IGNORECASE,
 )
 
