@@ -1,4 +1,4 @@
-"""Take xdist's group off the names of the tests that failed, so that `pytest --last-failed` without xdist finds them."""
+"""Take xdist's group off the names of failed tests, so that `pytest --last-failed` without xdist finds them."""
 
 from __future__ import annotations
 
