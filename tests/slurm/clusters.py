@@ -32,13 +32,13 @@ def serve(name: str, shape: Shape) -> Iterator[Cluster]:
         cluster = Cluster(directory)
         cluster.down()
         try:
-            _bring_up(cluster, shape)
+            bring_up(cluster, shape)
             yield cluster
         finally:
             cluster.down()
 
 
-def _bring_up(cluster: Cluster, shape: Shape) -> None:
+def bring_up(cluster: Cluster, shape: Shape) -> None:
     """Skips, by name, where the packages cannot be had or the kernel refuses what the nodes are made of."""
     try:
         cluster.up(shape)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from .cluster import Cluster, Shape, obstacle
-from .clusters import REQUIRED, serve
+from .clusters import REQUIRED, bring_up, serve
 
 
 def state(cluster: Cluster, job: str) -> str:
@@ -85,7 +85,7 @@ def test_down_leaves_nothing_behind(tmp_path: Path) -> None:
         pytest.skip(reason)
     cluster = Cluster(tmp_path / "it")
     try:
-        cluster.up(Shape(nodes=2))
+        bring_up(cluster, Shape(nodes=2))
         bridge = f"pslurm{json.loads((tmp_path / 'it' / 'cluster.json').read_text())['number']}"
         submit(cluster, "sleep 1000", "-N2", "-o", "/dev/null")
         pids = [pid for node in cluster.nodes for pid in cluster.node_pids(node)]
