@@ -21,13 +21,16 @@ class RunContext:
     spec: RunSpec
     config: Path
     directory: RunDirectory
+    overrides: tuple[str, ...] = ()
+    """Those of `--set`, which are in `spec` already: where a value was stated can be shown."""
 
     @classmethod
     def open(cls, config: str | Path, overrides: Sequence[str] = ()) -> RunContext:
         """Read and check the configuration; touches nothing else. Raises ConfigError."""
         path = Path(config)
         spec = load_run(path, overrides)
-        return cls(spec=spec, config=path, directory=RunDirectory(Path(spec.runs) / slug(spec.name)))
+        directory = RunDirectory(Path(spec.runs) / slug(spec.name))
+        return cls(spec=spec, config=path, directory=directory, overrides=tuple(overrides))
 
     def store(self, *, create: bool) -> Store:
         """Open the store. Raises StoreError; without `create` also when there is none yet."""

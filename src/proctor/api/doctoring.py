@@ -19,7 +19,7 @@ from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
 from proctor.api.shapes import job_prefix
-from proctor.api.submitting import Draft, draft, write_assignment
+from proctor.api.submitting import Draft, draft, list_needs, look, write_assignment
 from proctor.api.targets import Target, resolve_targets
 from proctor.config.spec import SlurmLaunch
 from proctor.errors import LaunchError, ProctorError
@@ -73,7 +73,7 @@ async def doctor(
     progress = progress or Silent()
     context = RunContext.open(config, overrides)
     found = [_ok("configuration", f"{context.config}: {len(context.spec.models)} models, store {context.spec.store!r}")]
-    cluster = any(isinstance(launch, SlurmLaunch) for launch in [context.spec.launch])
+    cluster = isinstance(context.spec.launch, SlurmLaunch)
     if cluster:
         progress.phase("asking the cluster")
         try:
@@ -155,7 +155,9 @@ async def _trial(
     context.directory.write_plan({m.model: m.shards for _, m in owing})
     if not cluster:
         return await _try_here(context, owing)
-    site, drafts = await draft(context, store, targets, plan, recorded, progress)
+    site = await look(progress)
+    drafts = draft(context, targets, plan, site)
+    await asyncio.to_thread(list_needs, context, store, targets, recorded, drafts)
     return [await _try_there(context, d, site.scheduler, wait_s) for d in drafts]
 
 
@@ -194,7 +196,7 @@ async def _try_here(context: RunContext, owing: Sequence[tuple[Target, ModelPlan
 async def _try_there(context: RunContext, one: Draft, scheduler: SlurmScheduler, wait_s: float) -> Finding:
     name = f"doctor-{one.shape.id}"
     write_assignment(context, one, name=name, requeue="never")
-    script = one.script(context, "--at-most", str(REQUESTS), assignment=name, name=f"{job_prefix(context)}-{name}")
+    script = one.script(context, "--at-most", str(REQUESTS), assignment=name, name=f"{job_prefix(context)}{name}")
     started, began = time.monotonic(), time.time()
     job = await submit(scheduler.commands, Submission(script=script, env=one.environment))
     log = context.directory.logs / f"{name}-{job}.log"

@@ -31,7 +31,7 @@ def jobs_of(context: RunContext, commands: Commands | None = None) -> tuple[Jobs
     sent = read_submissions(context.directory)
     if not sent:
         return ()
-    prefix = job_prefix(context) + "-"
+    prefix = job_prefix(context)
     queue = [r for r in read_queue(commands or Commands()) if r.name.startswith(prefix)]
     by_array: dict[str, list[QueueRecord]] = defaultdict(list)
     for queued in queue:
@@ -110,7 +110,7 @@ async def cancel(config: str | Path, overrides: Sequence[str] = ()) -> list[str]
     """
     context = RunContext.open(config, overrides)
     scheduler = await SlurmScheduler.open(Commands())
-    prefix = job_prefix(context) + "-"
+    prefix = job_prefix(context)
     queue = await asyncio.to_thread(read_queue, scheduler.commands)
     live = [r for r in queue if r.name.startswith(prefix) and not r.stands.final]
     # A whole array by its own id, so that elements that are not split off yet are ended too.

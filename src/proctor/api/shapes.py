@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from proctor.api.cluster_profiles import HOSTS, stated_by
 from proctor.api.context import RunContext
 from proctor.api.targets import Target
 from proctor.config.clusters import choose, load_profiles, resolve_launch, user_files
 from proctor.config.clusters.settings import SlurmSettings
-from proctor.config.engines import Launch, launch_for
+from proctor.config.engines import launch_for
 from proctor.config.names import slug
 from proctor.config.spec import SlurmLaunch
 from proctor.errors import ConfigError
@@ -52,7 +52,6 @@ def shapes(
     environ: Mapping[str, str],
     *,
     only: Sequence[str] = (),
-    origins: Mapping[str, str] | None = None,
 ) -> list[Shape]:
     """The owing targets by the resources that they need, in plan order; with `only`, those models alone.
 
@@ -60,10 +59,11 @@ def shapes(
     Raises ConfigError for a model whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
     """
     found: dict[str, Shape] = {}
+    settings_of = settings_by_model(context, environ)
     for target, plan in zip(targets, plans, strict=True):
         if not plan.owed or (only and target.id not in only and target.entry.name not in only):
             continue
-        settings = settings_of(context, target, environ, origins)
+        settings = settings_of[target.entry.name]
         gpus = -(-target.gpus // settings.nodes_per_server)
         key = _id(settings, gpus, only)
         if key in found:
@@ -81,45 +81,34 @@ def shapes(
     return list(found.values())
 
 
-def check_launches(context: RunContext, environ: Mapping[str, str]) -> None:
-    """Raises ConfigError, UnknownName for a model that could not be submitted from here, before anything is done."""
-    for name in context.spec.models:
-        _settings(context, name, launch_for(context.spec, name), environ)
+def settings_by_model(context: RunContext, environ: Mapping[str, str]) -> dict[str, SlurmSettings]:
+    """What the jobs of each entry of `models:` are on this cluster; all checkpoints of one have the same.
 
-
-def settings_of(
-    context: RunContext, target: Target, environ: Mapping[str, str], origins: Mapping[str, str] | None = None
-) -> SlurmSettings:
-    """What `target`'s jobs are on this cluster; `origins`: as for `resolve_launch`. Raises ConfigError, UnknownName."""
-    return _settings(context, target.id, target.launch, environ, origins)
-
-
-def _settings(
-    context: RunContext,
-    model: str,
-    launch: Launch,
-    environ: Mapping[str, str],
-    origins: Mapping[str, str] | None = None,
-) -> SlurmSettings:
-    if not isinstance(launch, SlurmLaunch):
-        raise ConfigError(
-            f"launch.type of model {model!r} is {launch.type!r}: only `slurm` can be submitted",
-            hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
-        )
+    Raises ConfigError for an entry whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
+    """
     profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
-    choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=(socket.gethostname, socket.getfqdn))
-    return resolve_launch(launch, choice.profile, environ, origins=origins)
+    found: dict[str, SlurmSettings] = {}
+    for name in context.spec.models:
+        launch = launch_for(context.spec, name)
+        if not isinstance(launch, SlurmLaunch):
+            raise ConfigError(
+                f"launch.type of model {name!r} is {launch.type!r}: only `slurm` can be submitted",
+                hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
+            )
+        choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=HOSTS)
+        found[name] = resolve_launch(launch, choice.profile, environ, origins=stated_by(context.overrides))
+    return found
 
 
 def job_prefix(context: RunContext) -> str:
-    """What the names of all of this run's jobs begin with; another run's never do."""
+    """What the names of all of this run's jobs begin with, dash included; another run's never do."""
     where = digest(os.fspath(Path(context.directory.root).resolve()))[:8]
-    return f"proctor-{slug(context.spec.name)[:40]}-{where}"
+    return f"proctor-{slug(context.spec.name)[:40]}-{where}-"
 
 
 def job_name(context: RunContext, shape: str) -> str:
     """Of the jobs of one shape."""
-    return f"{job_prefix(context)}-{shape}"
+    return f"{job_prefix(context)}{shape}"
 
 
 def _id(settings: SlurmSettings, gpus: int, only: Sequence[str]) -> str:

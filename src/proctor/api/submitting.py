@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.api.bundling import write_bundle
-from proctor.api.cluster_profiles import stated_by
 from proctor.api.context import RunContext
 from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
-from proctor.api.shapes import Shape, check_launches, job_name, job_prefix, shapes
+from proctor.api.shapes import Shape, job_name, job_prefix, settings_by_model, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
@@ -31,10 +30,10 @@ from proctor.launch.slurm.records import QueueRecord
 from proctor.launch.slurm.scheduler import SlurmScheduler
 from proctor.launch.slurm.submission import Chunk, Submission, submit_elements
 from proctor.launch.slurm.submission import submit as submit_one
-from proctor.launch.slurm_script import Variable, log_pattern, scoring_script, worker_script
+from proctor.launch.slurm_script import JobScript, Variable, log_pattern, scoring_script, worker_script
 from proctor.plan import Plan
 from proctor.plan.forecast import TimeLimit, recommended_workers, time_limit
-from proctor.plan.shards import MAX_SHARD_S
+from proctor.plan.shards import MAX_SHARD_S, MIN_SHARD_S
 from proctor.records import Boundary
 from proctor.report.submission import ArrayPlan
 from proctor.store import Store
@@ -86,8 +85,6 @@ class Selection:
     retry_failed: bool = False
     reasons: tuple[str, ...] = ()
     """With `retry_failed`: only what failed at these boundaries; empty: all."""
-    overrides: tuple[str, ...] = ()
-    """As given to `submit`, which fills this in: where a setting was stated is shown."""
 
 
 ALL: Final = Selection()
@@ -109,7 +106,7 @@ async def submit(
     progress = progress or Silent()
     retry_failed = select.retry_failed
     context = RunContext.open(config, overrides)
-    check_launches(context, os.environ)
+    settings_by_model(context, os.environ)  # refuses before anything is done
     store = context.store(create=True)
     context.write_configuration()
     progress.phase("recording the tasks")
@@ -117,19 +114,20 @@ async def submit(
     progress.phase("reading the models")
     targets = await asyncio.to_thread(resolve_targets, context, store)
     _check_names(targets, select)
-    select = replace(select, overrides=tuple(overrides))
     planned = functools.partial(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     plan = await asyncio.to_thread(planned)
     progress.planned(plan)
     nothing = SubmitOutcome(run=context.spec.name, plan=plan, arrays=(), sent=(), owed=0, dry_run=dry_run)
     if not plan.owed:
         return nothing
-    site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
+    site = await look(progress)
+    drafts = draft(context, targets, plan, site, select=select)
     fits_s = min((d.shard_s for d in drafts), default=MAX_SHARD_S)
     if fits_s < MAX_SHARD_S:
         # Finer shards, so that one fits what the time limit leaves.
         plan = await asyncio.to_thread(planned, max_shard_s=fits_s)
-        site, drafts = await draft(context, store, targets, plan, recorded, progress, select=select)
+        drafts = draft(context, targets, plan, site, select=select)
+    await asyncio.to_thread(list_needs, context, store, targets, recorded, drafts)
     drafts = _limited(drafts, select.limit)
     warnings = () if dry_run else await _release_stuck(context, site)
     result = replace(
@@ -148,7 +146,7 @@ async def submit(
 
 async def _release_stuck(context: RunContext, site: Site) -> tuple[str, ...]:
     """Let go what Slurm holds after a start that failed, such as one during a restart of the controller."""
-    prefix = job_prefix(context) + "-"
+    prefix = job_prefix(context)
     stuck = [r.id for r in site.queue if r.name.startswith(prefix) and r.stuck]
     if not stuck:
         return ()
@@ -165,33 +163,35 @@ class Site:
     partitions: Sequence[Partition]
 
 
-async def draft(
-    context: RunContext,
-    store: Store,
-    targets: Sequence[Target],
-    plan: Plan,
-    recorded: Recorded,
-    progress: Progress,
-    *,
-    select: Selection = ALL,
-) -> tuple[Site, list[Draft]]:
-    """What would be sent for the plan, and where to; lists what the nodes need, sends nothing.
-
-    Raises ConfigError, UnknownName, LaunchError, MissingTool for what the cluster would refuse or never run.
-    """
-    progress.phase("listing what the nodes need")
-    found = shapes(context, targets, plan.models, os.environ, only=select.models, origins=stated_by(select.overrides))
-    images = [s.settings.container.image for s in found if s.settings.container is not None]
-    fingerprints = [fp for s in recorded.suites for fp in s.recordings]
-    await asyncio.to_thread(write_bundle, context, store, targets, fingerprints, images)
+async def look(progress: Progress) -> Site:
+    """Ask the cluster once. Raises MissingTool, Unreachable, LaunchError."""
     progress.phase("asking the cluster")
     scheduler = await SlurmScheduler.open(Commands())
-    site = Site(
+    return Site(
         scheduler=scheduler,
         queue=await asyncio.to_thread(read_queue, scheduler.commands),
         partitions=await read_partitions(scheduler.commands),
     )
-    return site, [_draft(context, shape, site, _flags(select)) for shape in found]
+
+
+def draft(
+    context: RunContext, targets: Sequence[Target], plan: Plan, site: Site, *, select: Selection = ALL
+) -> list[Draft]:
+    """What would be sent for the plan; sends nothing.
+
+    Raises ConfigError, UnknownName, LaunchError for what the cluster would refuse or never run.
+    """
+    found = shapes(context, targets, plan.models, os.environ, only=select.models)
+    return [_draft(context, shape, site, _flags(select)) for shape in found]
+
+
+def list_needs(
+    context: RunContext, store: Store, targets: Sequence[Target], recorded: Recorded, drafts: Sequence[Draft]
+) -> None:
+    """Keep, for the workers, the list of files that the nodes need. Raises ModelError, StoreError."""
+    containers = [d.shape.settings.container for d in drafts]
+    fingerprints = [fp for s in recorded.suites for fp in s.recordings]
+    write_bundle(context, store, targets, fingerprints, [c.image for c in containers if c is not None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +209,8 @@ class Draft:
 
     def script(self, context: RunContext, *flags: str, assignment: str = "", name: str = "") -> str:
         """The job's script, with further flags for the worker."""
-        return _script(context, self.shape, self.limit, (*flags, *self.flags), assignment=assignment, name=name)
+        words = (*flags, *self.flags)
+        return _script(context, self.shape, self.limit, words, assignment=assignment, name=name).text()
 
 
 def _check_names(targets: Sequence[Target], select: Selection) -> None:
@@ -237,7 +238,7 @@ def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]
     if settings.workers is not None:
         workers, reason = settings.workers, "launch.workers"
     else:
-        best = recommended_workers(shape.cost_s, startup_s=startup_s, floor_s=_FLOOR_S, longest_s=longest_s)
+        best = recommended_workers(shape.cost_s, startup_s=startup_s, floor_s=MIN_SHARD_S, longest_s=longest_s)
         # Each model has to be loaded once: fewer workers than models means swaps, not a shorter queue.
         workers, reason = max(best.workers, min(len(shape.targets), _MODELS_AT_ONCE)), best.reason
     workers = max(1, min(workers, shape.shards))
@@ -261,7 +262,7 @@ def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]
         shape=shape.id,
         name=shape.name,
         models=tuple(t.id for t in shape.targets),
-        script=script,
+        script=script.text(),
         cluster=settings.cluster,
         partition=settings.partition or named.name,
         gpus=shape.gpus,
@@ -282,13 +283,11 @@ def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]
         plan=plan,
         limit=limit,
         flags=flags,
-        environment=worker_environment(shape, os.environ),
-        shard_s=limit.max_shard_s if limit is not None else max(room, longest_s, _FLOOR_S),
+        environment=_environment(shape, script),
+        shard_s=limit.max_shard_s if limit is not None else max(room, longest_s, MIN_SHARD_S),
     )
 
 
-_FLOOR_S: Final = 2.0
-"""A shard is at least so much work."""
 _MODELS_AT_ONCE: Final = 8
 
 
@@ -331,9 +330,8 @@ def _script(
     *,
     assignment: str = "",
     name: str = "",
-) -> str:
+) -> JobScript:
     directory = _absolute(context.directory)
-    keys = {t.entry.api_key_env for t in shape.targets if t.entry.api_key_env}
     return worker_script(
         shape.settings,
         name=name or shape.name,
@@ -349,24 +347,20 @@ def _script(
         ),
         gpus=shape.gpus,
         time_limit_s=limit.seconds if limit is not None else shape.settings.time_limit_s,
-        pass_env=sorted(keys),
-    ).text()
+        pass_env=sorted({t.entry.api_key_env for t in shape.targets if t.entry.api_key_env}),
+    )
 
 
-def worker_environment(shape: Shape, environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(shape: Shape, script: JobScript) -> dict[str, str]:
     """What sbatch is run with. Raises LaunchError if a key that a model needs is not set here."""
-    names = {t.entry.api_key_env: t.id for t in shape.targets if t.entry.api_key_env}
-    for name, model in names.items():
-        if not environ.get(name):
+    for target in shape.targets:
+        name = target.entry.api_key_env
+        if name and not os.environ.get(name):
             raise LaunchError(
-                f"the environment variable {name!r} that holds the key of {model!r} is not set",
+                f"the environment variable {name!r} that holds the key of {target.id!r} is not set",
                 hint=f"export {name}=… and repeat the command",
             )
-    script = worker_script(
-        shape.settings, name=shape.name, log="", python="", argv=(), gpus=shape.gpus, time_limit_s=None,
-        pass_env=sorted(names),
-    )  # fmt: skip
-    return script.submission_environment(environ)
+    return script.submission_environment(os.environ)
 
 
 def _scoring_text(context: RunContext, shape: Shape, partitions: Sequence[Partition]) -> str | None:
@@ -419,25 +413,24 @@ async def _send(context: RunContext, site: Site, drafts: Sequence[Draft], result
     warnings = list(result.warnings)
     if sent and result.scoring is not None:
         try:
-            sent.append(await _send_scoring(context, site, drafts[0].shape, result.scoring, sent))
+            sent.append(await _send_scoring(context, site, drafts[0], result.scoring, sent))
         except LaunchError as error:
             # The arrays are in the queue and count; marking is one command away.
             warnings.append(f"no job that marks was taken: {error.message}; `proctor score` does it afterwards")
     return replace(result, sent=tuple(sent), owed=owed, stopped_by=stopped, warnings=tuple(warnings))
 
 
-async def _send_scoring(context: RunContext, site: Site, shape: Shape, script: str, sent: Sequence[Sent]) -> Sent:
+async def _send_scoring(context: RunContext, site: Site, first: Draft, script: str, sent: Sequence[Sent]) -> Sent:
     """One job that marks when all workers of the run have ended, instead of one that waits for fewer of them."""
-    name, prefix = job_name(context, SCORE), job_prefix(context) + "-"
+    name, prefix = job_name(context, SCORE), job_prefix(context)
     live = [r for r in site.queue if r.name.startswith(prefix) and not r.stands.final]
     after = sorted({s.job for s in sent} | {r.array for r in live if r.name != name}, key=int)
-    environment = worker_environment(shape, os.environ)
     job = await submit_one(
         site.scheduler.commands,
-        Submission(script=script, dependency=f"afterany:{':'.join(after)}", env=environment),
+        Submission(script=script, dependency=f"afterany:{':'.join(after)}", env=first.environment),
     )
     await site.scheduler.cancel([r.id for r in live if r.name == name])
-    return _note(_absolute(context.directory), replace(shape, id=SCORE, name=name), job, 1, 0)
+    return _note(_absolute(context.directory), replace(first.shape, id=SCORE, name=name), job, 1, 0)
 
 
 def write_assignment(context: RunContext, draft: Draft, *, name: str = "", requeue: str | None = None) -> None:
@@ -459,7 +452,7 @@ def write_assignment(context: RunContext, draft: Draft, *, name: str = "", reque
         servers=settings.servers,
         staging=settings.staging,
         scoring=job_name(context, SCORE) if settings.scoring is not None else "",
-        prefix=job_prefix(context) + "-",
+        prefix=job_prefix(context),
     )
     assignment = Assignment(
         shape=draft.shape.id,
