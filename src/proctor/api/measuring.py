@@ -13,7 +13,7 @@ from typing import Final
 from proctor.api.targets import Target
 from proctor.config.engines import engine_kind
 from proctor.config.spec import EndpointServer, OpenAIEngine
-from proctor.plan import Busy, CostModel, Spent
+from proctor.plan import CostModel, Spent
 from proctor.worker.events import Event
 
 STARTUP_S: Final[Mapping[str, float]] = {
@@ -33,18 +33,13 @@ _WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".pt")
 class Measured:
     """What the workers of one model were seen to do."""
 
-    busy: list[Busy] = field(default_factory=list[Busy])
+    busy: list[Spent] = field(default_factory=list[Spent])
     startups_s: list[float] = field(default_factory=list[float])
 
     @property
     def spent(self) -> Spent:
         """All of it, to be held against the plan."""
-        return Spent(
-            requests=sum(b.requests for b in self.busy),
-            seconds=sum(b.seconds for b in self.busy),
-            prompt_tokens=sum(b.prompt_tokens for b in self.busy),
-            completion_tokens=sum(b.completion_tokens for b in self.busy),
-        )
+        return sum(self.busy, Spent())
 
 
 def measured(events: Iterable[Event]) -> dict[str, Measured]:
@@ -74,7 +69,7 @@ def _add(found: dict[str, Measured], life: list[Event]) -> None:
     seconds = sum(max(0.0, b.time - a.time) for a, b in pairwise(life) if a.phase in _AT_WORK)
     last = life[-1]
     into.busy.append(
-        Busy(
+        Spent(
             seconds=seconds,
             requests=last.requests,
             prompt_tokens=last.prompt_tokens,

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
+
+from proctor.errors import LaunchError, nearest
+
+_Entry = TypeVar("_Entry")
 
 
 class JobState(StrEnum):
@@ -65,6 +69,28 @@ class Capacity:
     gpu_slots: int
     most_gpus: int
     """The largest `gpus` that a job may ask for."""
+
+
+def entry_of(entries: Mapping[str, _Entry], job: str) -> _Entry:
+    """What a launcher keeps under the id. Raises LaunchError, with the nearest id, if there is none."""
+    if job not in entries:
+        near = nearest(job, entries)
+        raise LaunchError(f"no job {job!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return entries[job]
+
+
+def check_job(job: Job, taken: Collection[str], *, most_gpus: int, place: str, see: str) -> None:
+    """Raises LaunchError for an id that is taken, no command, or more GPUs than `place` offers; `see` says where to
+    look them up."""
+    if job.id in taken:
+        raise LaunchError(f"there is a job {job.id!r} already")
+    if not job.argv:
+        raise LaunchError(f"job {job.id!r} has no command")
+    if job.gpus > most_gpus:
+        raise LaunchError(
+            f"job {job.id!r} wants {job.gpus} GPUs; {place} offers {most_gpus}",
+            hint=f"lower the server's `gpus` (and its tensor_parallel_size), or see {see}",
+        )
 
 
 class Launcher(Protocol):

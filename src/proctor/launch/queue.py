@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from proctor.errors import LaunchError, ProctorError, nearest
-from proctor.launch.launcher import Capacity, Job, JobState, JobStatus
+from proctor.errors import ProctorError
+from proctor.launch.launcher import Capacity, Job, JobState, JobStatus, check_job, entry_of
 from proctor.launch.slots import GpuSlots
 
 
@@ -129,23 +129,11 @@ class QueueLauncher:
     # ----------------------------------------------------------------------------------------------
 
     def _entry(self, job: str) -> _Entry:
-        entry = self._entries.get(job)
-        if entry is None:
-            near = nearest(job, self._entries)
-            raise LaunchError(f"no job {job!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return entry
+        return entry_of(self._entries, job)
 
     def _admit(self, job: Job, taken: Collection[str]) -> None:
-        if job.id in taken:
-            raise LaunchError(f"there is a job {job.id!r} already")
-        if not job.argv:
-            raise LaunchError(f"job {job.id!r} has no command")
-        if job.gpus > self._slots.devices:
-            raise LaunchError(
-                f"job {job.id!r} wants {job.gpus} GPUs; this machine offers {self._slots.devices}",
-                hint="lower the server's `gpus` (and its tensor_parallel_size), or see `launch.gpus`, "
-                "CUDA_VISIBLE_DEVICES and nvidia-smi",
-            )
+        see = "`launch.gpus`, CUDA_VISIBLE_DEVICES and nvidia-smi"
+        check_job(job, taken, most_gpus=self._slots.devices, place="this machine", see=see)
 
     def _snapshot(self) -> dict[str, JobStatus]:
         return {job: entry.status for job, entry in self._entries.items()}

@@ -1,11 +1,10 @@
 """Planning, pure: what is owed becomes shards with a cost. No I/O, no clock."""
 
-from proctor.plan.cost import Busy, CostModel, Lengths
+from proctor.plan.cost import CostModel, Lengths, Spent
 from proctor.plan.forecast import (
     PlanAgainstActual,
     Recommendation,
     Scaling,
-    Spent,
     TimeLimit,
     plan_against_actual,
     recommended_workers,
@@ -20,7 +19,6 @@ from proctor.plan.views import Forecast, ModelPlan, Plan, TaskPlan
 __all__ = [
     "AskingOrder",
     "Bits",
-    "Busy",
     "CostModel",
     "Cut",
     "Cutter",

@@ -40,13 +40,21 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Busy:
-    """What one worker did in the time in which its server answered."""
+class Spent:
+    """Seconds of server time and tokens, planned or measured."""
 
-    seconds: float
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
+    requests: int = 0
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            requests=self.requests + other.requests,
+            seconds=self.seconds + other.seconds,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,7 +111,7 @@ class CostModel:
         """Cost of each request of one task, shape (n,), in seconds."""
         return self.cost_s(self.tokens(characters, caps, measured))
 
-    def calibrated(self, busy: Sequence[Busy]) -> CostModel:
+    def calibrated(self, busy: Sequence[Spent]) -> CostModel:
         """These rates, all scaled by one factor so that they explain the seconds that workers were measured to take.
 
         One factor, because a total of seconds cannot tell prefill from decode: their ratio stays the prior's.

@@ -19,6 +19,7 @@ from math import ceil, floor
 from typing import Final
 
 from proctor.errors import ConfigError
+from proctor.plan.cost import Spent
 
 EFFICIENCY: Final = 0.75
 """Of four GPU-hours at most one starts servers or idles. Published static shards: 10.1 GPU-hours on 1, 13.9 on 32
@@ -149,24 +150,6 @@ def time_limit(
         attempts = ceil(safety * work_s / max(1, workers) / room)
     room = seconds - startup_s * safety - drain_s
     return TimeLimit(seconds=seconds, attempts=max(1, attempts), max_shard_s=max(1.0, room / safety))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """Seconds of server time and tokens, planned or measured."""
-
-    requests: int = 0
-    seconds: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            requests=self.requests + other.requests,
-            seconds=self.seconds + other.seconds,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

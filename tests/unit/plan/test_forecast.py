@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from proctor.errors import ConfigError
 from proctor.plan import (
-    Busy,
     CostModel,
     Spent,
     plan_against_actual,
@@ -70,11 +69,11 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
 
 def test_rates_are_scaled_to_what_was_measured() -> None:
     model = CostModel(prefill_tokens_s=100, decode_tokens_s=10, request_s=0)
-    busy = Busy(seconds=40, requests=1, prompt_tokens=1000, completion_tokens=100)
+    busy = Spent(seconds=40, requests=1, prompt_tokens=1000, completion_tokens=100)
     found = model.calibrated([busy])  # 20 s expected, 40 s measured
     assert (found.prefill_tokens_s, found.decode_tokens_s) == (50, 5)
     assert model.calibrated([]) == model.calibrated(
-        [Busy(seconds=0.1, requests=1, prompt_tokens=9, completion_tokens=9)]
+        [Spent(seconds=0.1, requests=1, prompt_tokens=9, completion_tokens=9)]
     )
     assert model.calibrated([]) == model
 

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from proctor.config.slurm_values import clock
-from proctor.errors import LaunchError, LimitReached, nearest
-from proctor.launch.launcher import Capacity, Job, JobState, JobStatus
+from proctor.errors import LimitReached
+from proctor.launch.launcher import Capacity, Job, JobState, JobStatus, check_job, entry_of
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
 from proctor.launch.slurm.commands import SUBMIT_TIMEOUT_S
 from proctor.launch.slurm.queue import read_accounting, read_queue
@@ -185,23 +185,12 @@ class SlurmLauncher:
     # ----------------------------------------------------------------------------------------------
 
     def _entry(self, job: str) -> _Entry:
-        entry = self._entries.get(job)
-        if entry is None:
-            near = nearest(job, self._entries)
-            raise LaunchError(f"no job {job!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return entry
+        return entry_of(self._entries, job)
 
     def _admit(self, job: Job, taken: Collection[str]) -> None:
-        if job.id in taken:
-            raise LaunchError(f"there is a job {job.id!r} already")
-        if not job.argv:
-            raise LaunchError(f"job {job.id!r} has no command")
-        if job.gpus > self._partition.most_gpus:
-            raise LaunchError(
-                f"job {job.id!r} wants {job.gpus} GPUs; a node of partition {self._partition.name!r} offers "
-                f"{self._partition.most_gpus}",
-                hint="lower the server's `gpus` (and its tensor_parallel_size), or see `sinfo -o '%P %G'`",
-            )
+        place = f"a node of partition {self._partition.name!r}"
+        see = "`sinfo -o '%P %G'`"
+        check_job(job, taken, most_gpus=self._partition.most_gpus, place=place, see=see)
 
     def _snapshot(self) -> dict[str, JobStatus]:
         return {job: entry.status for job, entry in self._entries.items()}
