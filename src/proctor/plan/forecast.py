@@ -110,13 +110,6 @@ class TimeLimit:
     max_shard_s: float
     """What one shard may be predicted to take so that it fits an attempt."""
 
-    @property
-    def text(self) -> str:
-        """As Slurm reads it: [D-]HH:MM:SS."""
-        days, rest = divmod(self.seconds, 86400)
-        clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
-        return f"{days}-{clock}" if days else clock
-
 
 def time_limit(
     work_s: float,
