@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from proctor.api.context import RunContext
 from proctor.config.clusters import (
     Choice,
     ClusterProfile,
@@ -22,6 +23,7 @@ from proctor.config.clusters import (
 from proctor.config.clusters.choice import HostNames
 from proctor.config.clusters.files import user_places
 from proctor.config.clusters.settings import effective
+from proctor.config.engines import launch_for
 from proctor.config.load import load_run
 from proctor.config.spec import SlurmLaunch
 from proctor.errors import ConfigError, UnknownName
@@ -100,7 +102,33 @@ def resolve_cluster(
     `name` goes before what the run names. Raises ConfigError, UnknownName.
     """
     environ = os.environ if environ is None else environ
-    launch = _launch(config, overrides)
+    return _resolved(_launch(config, overrides), name, config, overrides, environ, hosts)
+
+
+def resolve_clusters(
+    context: RunContext, *, environ: Mapping[str, str] | None = None, hosts: HostNames = HOSTS
+) -> list[ResolvedCluster]:
+    """Every cluster, as differently as it is used, that the run's models are sent to; none where all stay here.
+
+    Raises ConfigError, UnknownName.
+    """
+    environ = os.environ if environ is None else environ
+    launches: list[SlurmLaunch] = []
+    for name in context.spec.models:
+        launch = launch_for(context.spec, name)
+        if isinstance(launch, SlurmLaunch) and launch not in launches:
+            launches.append(launch)
+    return [_resolved(x, None, context.config, context.overrides, environ, hosts) for x in launches]
+
+
+def _resolved(
+    launch: SlurmLaunch,
+    name: str | None,
+    config: str | Path | None,
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
+    hosts: HostNames,
+) -> ResolvedCluster:
     profiles = load_profiles(user_files(environ, _beside(config)), environ)
     where = "this command" if name else f"launch.cluster of {str(config)!r}"
     choice = choose(profiles, stated=name or launch.cluster, environ=environ, hosts=hosts, where=where)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from proctor.api.cluster_check import check_cluster
-from proctor.api.cluster_profiles import resolve_cluster
+from proctor.api.cluster_profiles import resolve_clusters
 from proctor.api.context import RunContext
+from proctor.api.local_workers import local_workers
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
 from proctor.api.shapes import job_prefix
 from proctor.api.submitting import Draft, draft, list_needs, look, write_assignment
 from proctor.api.targets import Target, resolve_targets
-from proctor.config.spec import SlurmLaunch
+from proctor.config.spec import LocalLaunch, SlurmLaunch
 from proctor.errors import LaunchError, ProctorError
-from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState
 from proctor.launch.local import LocalLauncher
 from proctor.launch.slurm.queue import read_queue
@@ -33,7 +32,6 @@ from proctor.plan import ModelPlan
 from proctor.processes.group import tail
 from proctor.report.clusters import Finding
 from proctor.store import Store
-from proctor.worker.assignment import Assignment
 from proctor.worker.attempt import Ending, read_attempts
 
 REQUESTS: Final = 4
@@ -73,15 +71,14 @@ async def doctor(
     progress = progress or Silent()
     context = RunContext.open(config, overrides)
     found = [_ok("configuration", f"{context.config}: {len(context.spec.models)} models, store {context.spec.store!r}")]
-    cluster = isinstance(context.spec.launch, SlurmLaunch)
-    if cluster:
-        progress.phase("asking the cluster")
-        try:
-            checked = await check_cluster(resolve_cluster(None, context.config, overrides))
+    try:
+        for cluster in resolve_clusters(context):
+            progress.phase("asking the cluster")
+            checked = await check_cluster(cluster)
             found.append(_ok("cluster", f"{checked.cluster}: {checked.reason}"))
             found += checked.findings
-        except ProctorError as error:
-            found.append(_failed("cluster", error))
+    except ProctorError as error:
+        found.append(_failed("cluster", error))
     try:
         store = context.store(create=True)
         context.write_configuration()
@@ -95,7 +92,7 @@ async def doctor(
         found += [_ok("model", f"{t.id}: weights {t.weights[:12]}, {t.entry.path}") for t in targets]
         if trial:
             progress.phase("one small job")
-            found += await _trial(context, store, targets, recorded, progress, cluster=cluster, wait_s=wait_s)
+            found += await _trial(context, store, targets, recorded, progress, wait_s=wait_s)
     except ProctorError as error:
         found.append(_failed("preparation", error))
     return Diagnosis(run=context.spec.name, findings=tuple(found))
@@ -145,7 +142,6 @@ async def _trial(
     recorded: Recorded,
     progress: Progress,
     *,
-    cluster: bool,
     wait_s: float,
 ) -> list[Finding]:
     plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites)
@@ -153,44 +149,33 @@ async def _trial(
     if not owing:
         return [_ok("trial", "nothing is owed: everything has been answered already")]
     context.directory.write_plan({m.model: m.shards for _, m in owing})
-    if not cluster:
-        return await _try_here(context, owing)
+    found = [await _try_here(context, t, m, t.launch) for t, m in owing if isinstance(t.launch, LocalLaunch)]
+    away = [(t, m) for t, m in owing if isinstance(t.launch, SlurmLaunch)]
+    if not away:
+        return found
     site = await look(progress)
-    drafts = draft(context, targets, plan, site)
+    drafts = draft(context, [t for t, _ in away], replace(plan, models=tuple(m for _, m in away)), site)
     await asyncio.to_thread(list_needs, context, store, targets, recorded, drafts)
-    return [await _try_there(context, d, site.scheduler, wait_s) for d in drafts]
+    return [*found, *[await _try_there(context, d, site.scheduler, wait_s) for d in drafts]]
 
 
-async def _try_here(context: RunContext, owing: Sequence[tuple[Target, ModelPlan]]) -> list[Finding]:
-    found: list[Finding] = []
-    directory = context.directory
-    for target, plan in owing:
-        job = target.job(context)
-        job.write(directory.jobs / f"{job.job_id}.json")
-        path = directory.assignments / f"doctor-{job.job_id}.json"
-        Assignment(shape="doctor", jobs=(f"{job.job_id}.json",), costs=(plan.cost_s,)).write(path)
-        log = directory.logs / f"doctor-{job.job_id}.log"
-        argv = (sys.executable, "-m", "proctor.worker", str(directory.root), str(path), "0", "--at-most", str(REQUESTS))
-        if context.spec.launch.type != "local":
-            raise LaunchError(f"no trial for launch.type {context.spec.launch.type!r}")
-        started = time.monotonic()
-        async with await LocalLauncher.open(context.spec.launch) as launcher:
-            await launcher.submit([LaunchJob(id="trial", argv=argv, log=log, gpus=job.gpus)])
-            while not (state := (await launcher.poll(wait_s=_POLL_S))["trial"]).state.final:
+async def _try_here(context: RunContext, target: Target, plan: ModelPlan, launch: LocalLaunch) -> Finding:
+    (job,) = local_workers(context, target, plan, workers=1, name="doctor-", flags=("--at-most", str(REQUESTS)))
+    started = time.monotonic()
+    try:
+        async with await LocalLauncher.open(launch) as launcher:
+            await launcher.submit([job])
+            while not (status := (await launcher.poll(wait_s=_POLL_S))[job.id]).state.final:
                 pass
-        took = time.monotonic() - started
-        if state.state is JobState.DONE:
-            found.append(_ok("trial", f"{target.id}: {REQUESTS} requests answered in {took:.0f} s with start-up"))
-        else:
-            found.append(
-                Finding(
-                    what="trial",
-                    state="failed",
-                    said=f"{target.id}: {state.message or tail(log, lines=3)}",
-                    hint=f"see {log}",
-                )
-            )
-    return found
+    except LaunchError as error:
+        # Of this model alone: the others are still to be tried.
+        return Finding(what="trial", state="failed", said=f"{target.id}: {error.message}", hint=error.hint)
+    took = time.monotonic() - started
+    if status.state is JobState.DONE:
+        asked = min(REQUESTS, plan.owed)
+        return _ok("trial", f"{target.id}: {asked} requests answered in {took:.0f} s with start-up")
+    said = f"{target.id}: {status.message or tail(job.log, lines=3)}"
+    return Finding(what="trial", state="failed", said=said, hint=f"see {job.log}")
 
 
 async def _try_there(context: RunContext, one: Draft, scheduler: SlurmScheduler, wait_s: float) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def shapes(
     Raises ConfigError for a model whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
     """
     found: dict[str, Shape] = {}
-    settings_of = settings_by_model(context, environ)
+    settings_of = settings_by_model(context, environ, only=dict.fromkeys(t.entry.name for t in targets))
     for target, plan in zip(targets, plans, strict=True):
         if not plan.owed or (only and target.id not in only and target.entry.name not in only):
             continue
@@ -81,14 +81,17 @@ def shapes(
     return list(found.values())
 
 
-def settings_by_model(context: RunContext, environ: Mapping[str, str]) -> dict[str, SlurmSettings]:
-    """What the jobs of each entry of `models:` are on this cluster; all checkpoints of one have the same.
+def settings_by_model(
+    context: RunContext, environ: Mapping[str, str], *, only: Iterable[str] | None = None
+) -> dict[str, SlurmSettings]:
+    """What the jobs of each entry of `models:`, or of those in `only`, are on this cluster; all checkpoints of one have
+    the same.
 
     Raises ConfigError for an entry whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
     """
     profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
     found: dict[str, SlurmSettings] = {}
-    for name in context.spec.models:
+    for name in context.spec.models if only is None else only:
         launch = launch_for(context.spec, name)
         if not isinstance(launch, SlurmLaunch):
             raise ConfigError(
