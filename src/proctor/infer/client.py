@@ -107,6 +107,7 @@ class Client:
         self._retries = retries
         self._session: aiohttp.ClientSession | None = None
         self._router: Router | None = None
+        self._ending = False
 
     async def __aenter__(self) -> Self:
         # The limiter bounds the connections; the connector need not queue as well.
@@ -123,12 +124,26 @@ class Client:
             await self._session.close()
         self._session = self._router = None
 
+    @property
+    def limit(self) -> int:
+        """How many requests the client would have in flight now, over all backends."""
+        return self.limiter.limit
+
+    def tail(self, ending: bool = True) -> None:
+        """Say whether the source is exhausted: nothing comes any more but what is under way. False: more may come.
+
+        From then on a request that takes much longer than others is asked of a second backend too, if `post` was told
+        that it may be.
+        """
+        self._ending = ending
+
     async def post(
-        self, path: str, body: Mapping[str, Any], *, named: bool = True, required: bool = True
+        self, path: str, body: Mapping[str, Any], *, named: bool = True, required: bool = True, hedge: bool = False
     ) -> Reply | Broken:
         """POST `body` until it is answered, refused for good, or out of retries.
 
-        `named` adds the served model's name. Raises ServerError when no server can be reached any more, or when the
+        `named` adds the served model's name. `hedge`: the answer is the same whoever gives it, so two may be asked.
+        Raises ServerError when no server can be reached any more, or when the
         server would refuse every request (wrong key; wrong path or model name, unless the path is not `required`).
         """
         attempts, counted, last = 0, 0, None

@@ -276,7 +276,7 @@ class _Window:
 
     async def enter(self) -> None:
         # Half as many again as may be in flight, so that a freed slot finds a request waiting.
-        while self._inside >= self._client.limiter.limit * 3 // 2 + 1:
+        while self._inside >= self._client.limit * 3 // 2 + 1:
             self._room.clear()
             await self._room.wait()
         self._inside += 1
