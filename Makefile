@@ -49,10 +49,10 @@ bench: .venv/.dev
 # A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
 SLURM_DIR ?= /tmp/proctor-slurm
 slurm-up: .venv/.dev
-	@$(BIN)/python tests/slurm/cluster.py up --dir $(SLURM_DIR)
+	@$(BIN)/python -m tests.slurm.cluster up --dir $(SLURM_DIR)
 
 slurm-down:
-	@$(BIN)/python tests/slurm/cluster.py down --dir $(SLURM_DIR)
+	@$(BIN)/python -m tests.slurm.cluster down --dir $(SLURM_DIR)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""A real Slurm cluster on one machine: `python tests/slurm/cluster.py up|down|status|env --dir D`.
+"""A real Slurm cluster on one machine: `python -m tests.slurm.cluster up|down|status|env --dir D`.
 
 Every virtual node has its own host name, network, process and mount namespace, boot id and machine id, so that a
 node can crash, be cut off and come back as a real one does; the machine itself is the login node and runs the
@@ -17,133 +17,21 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-_PACKAGES: Final = {
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "sbatch": "slurm-client",
-    "munged": "munge",
-    "ip": "iproute2",
-}
-_PLUGINS: Final = ("slurm-wlm-basic-plugins",)
-_ACCOUNTING_PACKAGES: Final = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
-_ACCOUNTING_PLUGINS: Final = ("slurm-wlm-mysql-plugin",)
-_SEARCH: Final = os.pathsep.join(("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"))
-_INSTALL_S: Final = 1200
+from .layout import ClusterError, Place, Shape, configuration, free_number
+from .network import call, ip, make_network, remove_network
+from .packages import SEARCH, install, obstacle
+
 _MOST_NODES: Final = 200
-
-
-class ClusterError(Exception):
-    """The cluster cannot be brought up, or does not do what was asked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What the cluster looks like; fixed when its directory is made."""
-
-    nodes: int = 4
-    gpus: int = 4
-    cpus: int = 2
-    memory_mb: int = 16000
-    accounting: bool = False
-    netns: bool = True
-    max_array: int = 1001
-    extra: str = ""
-    """More lines for slurm.conf."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """What keeps clusters of one machine apart."""
-
-    number: int
-    shape: Shape
-
-    @property
-    def port(self) -> int:
-        return 20000 + 40 * self.number
-
-    @property
-    def bridge(self) -> str:
-        return f"pslurm{self.number}"
-
-    @property
-    def network(self) -> str:
-        return f"10.77.{self.number}"
-
-    @property
-    def controller(self) -> str:
-        return f"{self.network}.1" if self.shape.netns else "127.0.0.1"
-
-    def namespace(self, node: str) -> str:
-        return f"{self.bridge}-{node}"
-
-    def address(self, node: str) -> str:
-        index = int(node[1:])
-        return f"{self.network}.{10 + index}" if self.shape.netns else f"127.77.{self.number}.{10 + index}"
-
-
-def obstacle(*, accounting: bool = False) -> str | None:
-    """Why there can be no cluster on this machine; None if there can."""
-    if sys.platform != "linux":
-        return f"a Slurm cluster needs Linux, not {sys.platform}"
-    if os.geteuid() != 0:
-        return "a Slurm cluster needs root (its daemons and network namespaces)"
-    missing = _missing(accounting)
-    if missing and shutil.which("apt-get") is None:
-        return f"no {', '.join(missing)}, and no apt-get to install them"
-    return None
-
-
-def install(*, accounting: bool = False) -> None:
-    """Get the missing packages. Raises ClusterError with apt's last words."""
-    missing = _missing(accounting)
-    if not missing:
-        return
-    packages = [*missing, *_PLUGINS, *(_ACCOUNTING_PLUGINS if accounting else ())]
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with _no_services():
-        for command in (
-            ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
-        ):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_INSTALL_S)
-            if done.returncode != 0 and "install" in command:
-                raise ClusterError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-
-
-def _missing(accounting: bool) -> list[str]:
-    wanted = _PACKAGES | (_ACCOUNTING_PACKAGES if accounting else {})
-    missing = [package for program, package in wanted.items() if shutil.which(program, path=_SEARCH) is None]
-    if accounting and not any(Path("/usr/lib").glob("*/slurm-wlm/accounting_storage_mysql.so")) and not missing:
-        # A hand-built Slurm keeps its plugins elsewhere; only the distribution's own is completed here.
-        return list(_ACCOUNTING_PLUGINS) if Path("/etc/debian_version").exists() else []
-    return missing
-
-
-@contextlib.contextmanager
-def _no_services() -> Iterator[None]:
-    """Keep the packages' own daemons from being started while they are installed."""
-    policy = Path("/usr/sbin/policy-rc.d")
-    if policy.exists():
-        yield
-        return
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
-    try:
-        yield
-    finally:
-        policy.unlink()
 
 
 @contextlib.contextmanager
@@ -187,7 +75,7 @@ class Cluster:
             install(accounting=place.shape.accounting)
             self._start_munge()
             if place.shape.netns:
-                _make_network(place, self.nodes)
+                make_network(place, self.nodes)
             if place.shape.accounting:
                 self._start_database(place)
             self.start_controller()
@@ -205,7 +93,7 @@ class Cluster:
                 for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
                     self._kill(name)
                 if place.shape.netns:
-                    _remove_network(place, self.nodes)
+                    remove_network(place, self.nodes)
                 else:
                     self._kill_steps()
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -297,11 +185,11 @@ class Cluster:
 
     def isolate_node(self, node: str) -> None:
         """Pull the node's network plug: it runs on, and sees the shared directories, but nobody can talk to it."""
-        _ip("-n", self._place().namespace(node), "link", "set", "eth0", "down")
+        ip("-n", self._place().namespace(node), "link", "set", "eth0", "down")
 
     def rejoin_node(self, node: str, *, wait: bool = True) -> None:
         """Put the plug back. With `wait`, return when Slurm can use the node."""
-        _ip("-n", self._place().namespace(node), "link", "set", "eth0", "up")
+        ip("-n", self._place().namespace(node), "link", "set", "eth0", "up")
         if wait:
             self.wait(lambda: self._ready(node), 60, f"{node} does not come back")
 
@@ -332,18 +220,18 @@ class Cluster:
     def _described(self) -> Path:
         return self.directory / "cluster.json"
 
-    def _place(self) -> _Place:
+    def _place(self) -> Place:
         described = json.loads(self._described.read_text())
-        return _Place(number=described["number"], shape=Shape(**described["shape"]))
+        return Place(number=described["number"], shape=Shape(**described["shape"]))
 
-    def _make(self, shape: Shape) -> _Place:
+    def _make(self, shape: Shape) -> Place:
         if not 1 <= shape.nodes <= _MOST_NODES:
             raise ClusterError(f"{shape.nodes} nodes; possible are 1 to {_MOST_NODES}")
         for name in ("bin", "dev", "log", "munge", "nodes", "pids", "spool/ctld"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o755)
         install(accounting=shape.accounting)
-        place = _Place(number=_free_number(self.directory), shape=shape)
+        place = Place(number=free_number(self.directory), shape=shape)
         for gpu in range(shape.gpus):
             device = self.directory / "dev" / f"nvidia{gpu}"
             try:
@@ -353,7 +241,7 @@ class Cluster:
         (self.directory / "munge" / "key").write_bytes(secrets.token_bytes(128))
         (self.directory / "munge" / "key").chmod(0o600)
         self._link_programs()
-        for name, text in _configuration(self.directory, place).items():
+        for name, text in configuration(self.directory, place).items():
             path = self.directory / name
             path.write_text(text)
             path.chmod(0o600 if name == "slurmdbd.conf" else 0o644)
@@ -366,14 +254,14 @@ class Cluster:
     def _link_programs(self) -> None:
         # The emulator package diverts /usr/sbin/slurmd and friends, and the daemons look at their own program name.
         for name in ("slurmctld", "slurmd", "slurmstepd", "slurmdbd"):
-            found = shutil.which(f"{name}-wlm", path=_SEARCH) or shutil.which(name, path=_SEARCH)
+            found = shutil.which(f"{name}-wlm", path=SEARCH) or shutil.which(name, path=SEARCH)
             if found is not None:
                 (self.directory / "bin" / name).unlink(missing_ok=True)
                 (self.directory / "bin" / name).symlink_to(found)
 
     def _program(self, name: str) -> str:
         own = self.directory / "bin" / name
-        return str(own) if own.is_symlink() else str(shutil.which(name, path=_SEARCH) or name)
+        return str(own) if own.is_symlink() else str(shutil.which(name, path=SEARCH) or name)
 
     def _start_munge(self) -> None:
         munge = self.directory / "munge"
@@ -396,12 +284,12 @@ class Cluster:
 
         self.wait(answers, 20, "munged does not answer", daemon="munged")
 
-    def _start_database(self, place: _Place) -> None:
+    def _start_database(self, place: Place) -> None:
         directory = self.directory / "db"
         server = [self._program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={directory}"]
         client = ["mariadb", "--no-defaults", f"--socket={directory}/socket", "-uroot"]
         if not directory.exists():
-            _call("mariadb-install-db", "--no-defaults", f"--datadir={directory}.new", "--user=root",
+            call("mariadb-install-db", "--no-defaults", f"--datadir={directory}.new", "--user=root",
                   "--auth-root-authentication-method=normal", "--skip-test-db")  # fmt: skip
             (self.directory / "db.new").rename(directory)
         if self._pid("mariadbd") is None:
@@ -415,7 +303,7 @@ class Cluster:
             60,
             "MariaDB does not answer",
         )
-        _call(*client, "-e", "create database if not exists slurm_acct_db; "
+        call(*client, "-e", "create database if not exists slurm_acct_db; "
               "create user if not exists slurm@'127.0.0.1' identified by 'slurm'; "
               "grant all on slurm_acct_db.* to slurm@'127.0.0.1'")  # fmt: skip
         if self._pid("slurmdbd") is None:
@@ -507,7 +395,7 @@ class Cluster:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         # What a job sees of the environment comes from the submission; the daemons get a plain one.
-        environment = {"PATH": _SEARCH, "LANG": "C.UTF-8", "HOME": "/root"} | self.env()
+        environment = {"PATH": SEARCH, "LANG": "C.UTF-8", "HOME": "/root"} | self.env()
         pid = os.posix_spawnp(argv[0], list(argv), environment, file_actions=actions, setsid=True)
         started = psutil.Process(pid).create_time()
         (self.directory / "pids" / name).write_text(json.dumps({"pid": pid, "started": started}))
@@ -550,168 +438,6 @@ while :; do wait; sleep 1; done
 """
 
 
-def _configuration(directory: Path, place: _Place) -> dict[str, str]:
-    """The configuration files by name."""
-    shape = place.shape
-    nodes = [f"n{index}" for index in range(1, shape.nodes + 1)]
-    gres = f" Gres=gpu:a100:{shape.gpus}" if shape.gpus else ""
-    lines = [
-        "ClusterName=proctor",
-        f"SlurmctldHost={socket.gethostname().split('.')[0]}({place.controller})",
-        f"SlurmctldPort={place.port + 1}",
-        f"AuthInfo=socket={directory}/munge/socket,cred_expire={5 if shape.nodes <= 32 else 120}",
-        f"StateSaveLocation={directory}/spool/ctld",
-        f"SlurmdSpoolDir={directory}/spool/%n",
-        f"SlurmctldPidFile={directory}/pids/slurmctld.own",
-        f"SlurmdPidFile={directory}/pids/slurmd-%n.own",
-        f"MaxArraySize={shape.max_array}",
-        *_FIXED.strip().splitlines(),
-    ]
-    if shape.accounting:
-        lines += [
-            "AccountingStorageType=accounting_storage/slurmdbd",
-            f"AccountingStorageHost={place.controller}",
-            f"AccountingStoragePort={place.port + 3}",
-            f"AccountingStoragePass={directory}/munge/socket",
-            "AccountingStorageTRES=gres/gpu",
-            "AccountingStorageEnforce=associations,limits,qos",
-        ]
-    lines.append(f"NodeName=DEFAULT CPUs={shape.cpus} RealMemory={shape.memory_mb} State=UNKNOWN")
-    here = socket.gethostname().split(".")[0]
-    for index, node in enumerate(nodes):
-        host = node if shape.netns else here
-        port = place.port + 2 if shape.netns else 32000 + 201 * (place.number % 100) + index
-        lines.append(f"NodeName={node} NodeHostname={host} NodeAddr={place.address(node)} Port={port}{gres}")
-    lines += [*_PARTITIONS.strip().splitlines(), *shape.extra.splitlines()]
-    gpus = [f"NodeName=n[1-{shape.nodes}] Name=gpu Type=a100 File={directory}/dev/nvidia[0-{shape.gpus - 1}]"]
-    files = {
-        "slurm.conf": "\n".join(lines) + "\n",
-        "gres.conf": "\n".join(["AutoDetect=off", *(gpus if shape.gpus else [])]) + "\n",
-        "cgroup.conf": "CgroupPlugin=cgroup/v1\n",
-    }
-    if shape.accounting:
-        files["slurmdbd.conf"] = _DATABASE.format(
-            directory=directory, controller=place.controller, port=place.port + 3, database=place.port + 4
-        )
-    return files
-
-
-# Time limits of a real cluster, shortened: a dead node is noticed in seconds, a requeued job waits cred_expire + 1 s.
-_FIXED: Final = """
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
-MailProg=/bin/true
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-JobCompType=jobcomp/none
-SlurmdParameters=config_overrides
-ReturnToService=2
-SlurmdTimeout=5
-SlurmctldTimeout=5
-MessageTimeout=5
-TCPTimeout=1
-KillWait=3
-MinJobAge=300
-MaxJobCount=100000
-JobRequeue=1
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=100
-GresTypes=gpu
-SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_continue,default_queue_depth=1000
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-"""
-
-_PARTITIONS: Final = """
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=OFF State=UP
-PartitionName=low Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=5 State=UP
-PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=short Nodes=n1 MaxNodes=1 MaxTime=5 DefaultTime=1 PriorityTier=1 PreemptMode=OFF State=UP
-"""
-
-_DATABASE: Final = """
-AuthType=auth/munge
-AuthInfo=socket={directory}/munge/socket
-DbdHost=localhost
-DbdAddr={controller}
-DbdPort={port}
-SlurmUser=root
-PidFile={directory}/pids/slurmdbd.own
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={database}
-StorageUser=slurm
-StoragePass=slurm
-StorageLoc=slurm_acct_db
-"""
-
-
-def _free_number(directory: Path) -> int:
-    """A number from the directory's name whose bridge and ports nobody uses."""
-    first = int.from_bytes(hashlib.sha256(str(directory).encode()).digest()[:4], "big")
-    for step in range(200):
-        number = 1 + (first + step) % 200
-        place = _Place(number=number, shape=Shape())
-        if Path("/sys/class/net", place.bridge).exists():
-            continue
-        with contextlib.ExitStack() as stack:
-            try:
-                for offset in range(6):
-                    probe = stack.enter_context(socket.socket())
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("0.0.0.0", place.port + offset))
-            except OSError:
-                continue
-        return number
-    raise ClusterError("no free network for another cluster: 200 are in use")
-
-
-def _make_network(place: _Place, nodes: Sequence[str]) -> None:
-    """A bridge with one cable to each node; nodes reach each other and this machine, nothing else."""
-    if not Path("/sys/class/net", place.bridge).exists():
-        _ip("link", "add", place.bridge, "type", "bridge")
-        _ip("addr", "add", f"{place.controller}/24", "dev", place.bridge)
-        _ip("link", "set", place.bridge, "up")
-    for node in nodes:
-        namespace = place.namespace(node)
-        if Path("/run/netns", namespace).exists():
-            continue
-        cable = f"{place.bridge}.{node[1:]}"
-        subprocess.run(["ip", "link", "del", cable], capture_output=True, check=False)
-        _ip("netns", "add", namespace)
-        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        _ip("link", "set", cable, "master", place.bridge, "up")
-        _ip("-n", namespace, "addr", "add", f"{place.address(node)}/24", "dev", "eth0")
-        _ip("-n", namespace, "link", "set", "eth0", "up")
-        _ip("-n", namespace, "link", "set", "lo", "up")
-
-
-def _remove_network(place: _Place, nodes: Sequence[str]) -> None:
-    for node in nodes:
-        if Path("/run/netns", place.namespace(node)).exists():
-            _ip("netns", "del", place.namespace(node))
-        # A namespace that a dying process still holds gives its end of the cable back late.
-        subprocess.run(["ip", "link", "del", f"{place.bridge}.{node[1:]}"], capture_output=True, check=False)
-    if Path("/sys/class/net", place.bridge).exists():
-        _ip("link", "del", place.bridge)
-
-
-def _ip(*words: str) -> None:
-    _call("ip", *words)
-
-
-def _call(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    if done.returncode != 0:
-        raise ClusterError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-2000:]}")
-
-
 def _state(pid: int) -> float | None:
     """When the process started; None if there is none, or only its remains."""
     try:
@@ -732,7 +458,7 @@ def _uuid() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="cluster.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster", description=__doc__)
     parser.add_argument("action", choices=["up", "down", "status", "env"])
     parser.add_argument("--dir", type=Path, required=True, help="holds all state of the cluster")
     default = Shape()

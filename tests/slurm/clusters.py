@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster, ClusterError, Shape, exclusive, obstacle
+from .cluster import Cluster, exclusive
+from .layout import ClusterError, Shape
+from .packages import obstacle
 
 REQUIRED = "PROCTOR_REQUIRE_SLURM"
 """Set to 1 where a machine without Slurm is a failure and not a reason to skip."""

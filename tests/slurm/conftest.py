@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster, Shape
+from .cluster import Cluster
 from .clusters import serve
+from .layout import Shape
 
 _HERE = Path(__file__).parent
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .cluster import Cluster, Shape, obstacle
+from .cluster import Cluster
 from .clusters import REQUIRED, bring_up, serve
+from .layout import Shape
+from .packages import obstacle
 
 
 def state(cluster: Cluster, job: str) -> str:

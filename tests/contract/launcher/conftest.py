@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ...slurm.cluster import Cluster, Shape
+from ...slurm.cluster import Cluster
 from ...slurm.clusters import serve
+from ...slurm.layout import Shape
 
 
 @pytest.fixture(scope="session")
