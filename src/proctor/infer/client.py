@@ -174,6 +174,16 @@ class Client:
             return None
         return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
+    async def get_text(self, path: str) -> str | None:
+        """One GET of one server: its text, or None for anything but a 200. Not retried."""
+        route = await self._pick(None)
+        assert self._session is not None
+        try:
+            async with self._session.get(route.backend.url + path, headers=route.headers) as response:
+                return await response.text() if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError):
+            return None
+
     async def try_post(self, path: str, body: Mapping[str, Any], *, named: bool = True) -> dict[str, Any] | None:
         """POST to find out what a server can do: its JSON object, or None if it refuses, whatever the reason."""
         outcome = await self.post(path, body, named=named, required=False)
