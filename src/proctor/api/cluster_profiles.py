@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -135,6 +135,28 @@ def _resolved(
     settings = resolve_launch(launch, choice.profile, environ, origins=stated_by(overrides))
     values = effective(choice.profile, settings)
     return ResolvedCluster(profile=choice.profile, reason=choice.reason, settings=settings, values=values)
+
+
+def settings_by_model(
+    context: RunContext, environ: Mapping[str, str], *, only: Iterable[str] | None = None
+) -> dict[str, SlurmSettings]:
+    """What the jobs of each entry of `models:`, or of those in `only`, are on this cluster; all checkpoints of one have
+    the same.
+
+    Raises ConfigError for an entry whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
+    """
+    profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
+    found: dict[str, SlurmSettings] = {}
+    for name in context.spec.models if only is None else only:
+        launch = launch_for(context.spec, name)
+        if not isinstance(launch, SlurmLaunch):
+            raise ConfigError(
+                f"launch.type of model {name!r} is {launch.type!r}: only `slurm` can be submitted",
+                hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
+            )
+        choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=HOSTS)
+        found[name] = resolve_launch(launch, choice.profile, environ, origins=stated_by(context.overrides))
+    return found
 
 
 def stated_by(overrides: Sequence[str]) -> dict[str, str]:

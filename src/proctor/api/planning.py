@@ -189,6 +189,7 @@ class _Maker:
             longest_s=totals.longest_s,
             startup_s=self._rates.startup_s,
             gpus=target.gpus,
+            gpus_reason=target.gpus_reason,
             workers=workers,
             rates=self._rates.source,
             shared=totals.shared,

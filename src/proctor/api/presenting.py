@@ -36,6 +36,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
                 "longest_s": m.longest_s,
                 "workers": m.workers,
                 "gpus": m.gpus,
+                "gpus_reason": m.gpus_reason,
                 "rates": m.rates,
                 "tasks": [asdict(t) for t in m.tasks],
             }

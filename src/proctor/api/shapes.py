@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from proctor.api.cluster_profiles import HOSTS, stated_by
+from proctor.api.cluster_profiles import settings_by_model
 from proctor.api.context import RunContext
 from proctor.api.targets import Target
-from proctor.config.clusters import choose, load_profiles, resolve_launch, user_files
 from proctor.config.clusters.settings import SlurmSettings
-from proctor.config.engines import launch_for
 from proctor.config.names import slug
-from proctor.config.spec import SlurmLaunch
-from proctor.errors import ConfigError
 from proctor.plan import ModelPlan
 from proctor.records import digest
 
@@ -79,28 +75,6 @@ def shapes(
                 plans=(plan,),
             )
     return list(found.values())
-
-
-def settings_by_model(
-    context: RunContext, environ: Mapping[str, str], *, only: Iterable[str] | None = None
-) -> dict[str, SlurmSettings]:
-    """What the jobs of each entry of `models:`, or of those in `only`, are on this cluster; all checkpoints of one have
-    the same.
-
-    Raises ConfigError for an entry whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
-    """
-    profiles = load_profiles(user_files(environ, context.config.resolve().parent), environ)
-    found: dict[str, SlurmSettings] = {}
-    for name in context.spec.models if only is None else only:
-        launch = launch_for(context.spec, name)
-        if not isinstance(launch, SlurmLaunch):
-            raise ConfigError(
-                f"launch.type of model {name!r} is {launch.type!r}: only `slurm` can be submitted",
-                hint="`proctor run` does the work on this machine; or write `launch: {type: slurm, cluster: NAME}`",
-            )
-        choice = choose(profiles, stated=launch.cluster, environ=environ, hosts=HOSTS)
-        found[name] = resolve_launch(launch, choice.profile, environ, origins=stated_by(context.overrides))
-    return found
 
 
 def job_prefix(context: RunContext) -> str:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.api.bundling import write_bundle
+from proctor.api.cluster_profiles import settings_by_model
 from proctor.api.context import RunContext
 from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
-from proctor.api.shapes import Shape, job_name, job_prefix, settings_by_model, shapes
+from proctor.api.shapes import Shape, job_name, job_prefix, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions

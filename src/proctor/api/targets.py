@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.api.context import RunContext
+from proctor.api.gpus import GpuFinder
 from proctor.catalog.models import ModelEntry, ModelKind, expand_models
 from proctor.catalog.weights import Weights, identify
 from proctor.config.engines import Engine, Launch, engine_for, engine_kind, launch_for
@@ -44,6 +45,8 @@ class Target:
     identity: str
     resolution: str
     profile: str
+    gpus_reason: str = ""
+    """Why so many GPUs, where `auto` has decided."""
 
     @property
     def workers(self) -> int:
@@ -59,7 +62,7 @@ class Target:
         server = self.engine.server if isinstance(self.engine, OpenAIEngine) else None
         if server is None or isinstance(server, EndpointServer):
             return 0
-        return server.gpus * server.replicas
+        return server.gpu_count * server.replicas
 
     def job(self, context: RunContext) -> Job:
         """What this target's workers are told."""
@@ -91,17 +94,19 @@ def resolve_targets(context: RunContext, store: Store | None) -> list[Target]:
     """
     entries = expand_models(context.spec)
     several = Counter(e.name for e in entries)
-    targets = [_target(context.spec, e, several=several[e.name] > 1 or e.label != "main") for e in entries]
+    gpus = GpuFinder(context)
+    targets = [_target(context.spec, e, gpus, several=several[e.name] > 1 or e.label != "main") for e in entries]
     if store is not None:
         for target in targets:
             store.write_identity(target.weights, {"fingerprint": target.weights, "identity": target.identity})
     return targets
 
 
-def _target(spec: RunSpec, entry: ModelEntry, *, several: bool) -> Target:
+def _target(spec: RunSpec, entry: ModelEntry, gpus: GpuFinder, *, several: bool) -> Target:
     engine = engine_for(spec, entry.name, entry.path)
     _check(entry, engine)
     weights = identify(entry, numerics=numerics(engine))
+    engine, gpus_reason = gpus.decide(entry, engine)
     if isinstance(engine, OpenAIEngine):
         engine = engine.model_copy(update={"max_length": _window(entry, engine, weights)})
     return Target(
@@ -113,6 +118,7 @@ def _target(spec: RunSpec, entry: ModelEntry, *, several: bool) -> Target:
         identity=weights.identity,
         resolution=_resolution(entry, engine, weights),
         profile=engine.profile if isinstance(engine, OpenAIEngine) else engine_kind(engine),
+        gpus_reason=gpus_reason,
     )
 
 

@@ -15,7 +15,7 @@ from proctor.catalog.checkpoints import children, is_weight_file
 from proctor.catalog.gguf import read_gguf
 from proctor.catalog.models import ModelEntry, ModelKind
 from proctor.catalog.tokenizer_files import read_json
-from proctor.errors import ModelError
+from proctor.errors import ConfigError, ModelError
 
 SHARDED_FROM: Final = 30_000_000_000
 """Parameters from which a model is spread over GPUs where nothing is known of their memory (maxent-grpo's rule)."""
@@ -107,6 +107,24 @@ def gpus_for_model(
     if parameters < SHARDED_FROM:
         return GpuChoice(gpus=1, reason=f"{size}, below {_billions(SHARDED_FROM)}: one GPU")
     return GpuChoice(gpus=most, reason=f"{size}, {_billions(SHARDED_FROM)} or more; {split}")
+
+
+def gpus_over_nodes(facts: ModelFacts, nodes: int, *, available: int | None = None) -> GpuChoice:
+    """GPUs for one server that is spread over `nodes` nodes with `available` GPUs each (None: not known): the most
+    that are as many on each node and can share the model's attention heads. Raises ConfigError if no number does."""
+    each = USUAL_GPUS if available is None else available
+    heads = facts.heads
+    for count in range(each, 0, -1):
+        total = count * nodes
+        if _VOCABULARY % total == 0 and (heads is None or heads % total == 0):
+            shared = f" that can share its {heads} attention heads" if heads else ""
+            return GpuChoice(gpus=total, reason=f"{count} on each of {nodes} nodes{shared}")
+    raise ConfigError(
+        f"no number of GPUs on each of {nodes} nodes, up to {each}, divides {_VOCABULARY}"
+        + (f" and the {heads} attention heads of the model" if heads else ""),
+        hint="state `gpus` of the server (and its tensor and pipeline parallelism in `args:`), or set "
+        "launch.nodes_per_server to 1",
+    )
 
 
 def _by_memory(facts: ModelFacts, weights: int, gpu: int, most: int, split: str) -> GpuChoice:

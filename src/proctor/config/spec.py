@@ -274,8 +274,15 @@ class ServerBase(Strict):
     """How many times a server that dies or stalls is started again."""
     stall_s: Number = Field(default=300.0, gt=0)
     """A server with requests that answers none and computes nothing for so long is started again."""
-    gpus: Whole = Field(default=0, ge=0)
-    """GPUs for each replica, over all of its nodes."""
+    gpus: Literal["auto"] | Annotated[Whole, Field(ge=0)] = 0
+    """GPUs for each replica, over all of its nodes; auto: as many as the model's size and attention heads say."""
+
+    @property
+    def gpu_count(self) -> int:
+        """`gpus`, once it is a number. Raises ValueError while it is `auto`."""
+        if isinstance(self.gpus, str):
+            raise ValueError("`gpus: auto` has not been decided yet")
+        return self.gpus
 
 
 class LlamaCppServer(ServerBase):

@@ -49,6 +49,8 @@ class ModelPlan:
     """Expected from the start of a worker to its first request."""
     gpus: int = 0
     """For each worker."""
+    gpus_reason: str = ""
+    """Why so many, where `gpus: auto` has decided."""
     workers: int = 1
     """For which the shards are cut."""
     rates: str = "prior"

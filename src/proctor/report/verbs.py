@@ -127,6 +127,7 @@ def _plan_notes(plan: Plan) -> tuple[str, ...]:
         best = forecast.recommendation
         notes.append(f"more than {count(best.workers)} worker(s) do not pay: {best.reason}")
         notes.append(f"rates: {', '.join(sorted({m.rates for m in plan.models if m.owed}))}")
+    notes += _gpu_notes(plan)
     shared = sum(m.shared for m in plan.models)
     if shared:
         notes.append(f"{count(shared)} requests occur in several tasks and are asked once")
@@ -136,6 +137,18 @@ def _plan_notes(plan: Plan) -> tuple[str, ...]:
     if any(t.failed for m in plan.models for t in m.tasks):
         notes.append("failed for good: not asked again by itself")
     return tuple(notes)
+
+
+def _gpu_notes(plan: Plan) -> list[str]:
+    """What `gpus: auto` came to, and why; models with the same answer in one line."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for model in plan.models:
+        if model.gpus_reason:
+            found.setdefault((model.gpus, model.gpus_reason), []).append(model.model)
+    return [
+        f"{first}{f' and {count(len(more))} more' if more else ''}: {count(gpus)} GPU(s) for each worker: {reason}"
+        for (gpus, reason), (first, *more) in found.items()
+    ]
 
 
 def _by_model(tasks: Sequence[TaskStatus]) -> list[TaskStatus]:

@@ -98,9 +98,9 @@ def _tokenizer(job: Job, spec: OpenAISpec) -> TokenizerSource:
 
 def _groups(devices: list[str], spec: OpenAISpec) -> list[list[str]]:
     server = spec.server
-    if server is None or isinstance(server, EndpointServer) or not server.gpus:
+    if server is None or isinstance(server, EndpointServer) or not server.gpu_count:
         return []
-    size = server.gpus
+    size = server.gpu_count
     return [devices[i * size : (i + 1) * size] for i in range(server.replicas)]
 
 

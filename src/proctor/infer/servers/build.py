@@ -47,10 +47,10 @@ def build_server(
     devices = [tuple(str(gpu) for gpu in group) for group in gpus]
     if devices and len(devices) != spec.replicas:
         raise ConfigError(f"{spec.replicas} replicas need as many groups of GPUs, not {len(devices)}")
-    short = [len(group) for group in devices if len(group) != spec.gpus]
-    if spec.gpus and short:
+    short = [len(group) for group in devices if len(group) != spec.gpu_count]
+    if spec.gpu_count and short:
         raise ConfigError(
-            f"each replica needs {spec.gpus} GPUs, but one would get {short[0]}",
+            f"each replica needs {spec.gpu_count} GPUs, but one would get {short[0]}",
             hint="lower `gpus` or `replicas` of the server, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
         )
     recipe = _recipe(spec, model)
@@ -72,7 +72,7 @@ def _spread(
             f"llama.cpp runs on one node, not on {steps.nodes_per_server}",
             hint="set launch.nodes_per_server to 1; launch.servers says how many of them a job has",
         )
-    placement = Steps(steps, replicas=spec.replicas, gpus=spec.gpus)
+    placement = Steps(steps, replicas=spec.replicas, gpus=spec.gpu_count)
     return LaunchedServer(
         _recipe(spec, model),
         spec,

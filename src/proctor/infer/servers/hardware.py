@@ -50,6 +50,16 @@ async def gpu_utilisation(devices: Sequence[str] = ()) -> float | None:
     return max(used, default=None)
 
 
+async def gpu_memory(devices: Sequence[str] = ()) -> int | None:
+    """Bytes of memory of the smallest GPU of these ids or UUIDs (none: of all); None if nobody tells."""
+    found: list[int] = []
+    for index, uuid, mebibytes in await _ask_nvidia("index,uuid,memory.total", "--format=csv,noheader,nounits"):
+        if not devices or index in devices or uuid in devices:
+            with suppress(ValueError):
+                found.append(int(mebibytes) << 20)
+    return min(found, default=None)
+
+
 async def _gpu_names() -> dict[str, str]:
     names: dict[str, str] = {}
     for index, uuid, name in await _ask_nvidia("index,uuid,name", "--format=csv,noheader"):

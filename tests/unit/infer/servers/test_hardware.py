@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proctor.infer.servers.hardware import describe_hardware, usable_cores
+from proctor.infer.servers.hardware import describe_hardware, gpu_memory, usable_cores
 
 SMI = "#!/bin/sh\necho '0, GPU-aa, NVIDIA H200'\necho '1, GPU-bb, NVIDIA H200'\necho '2, GPU-cc, NVIDIA L4'\n"
 
@@ -40,3 +40,14 @@ async def test_without_devices_the_processor(smi: Path) -> None:
 async def test_without_nvidia_smi_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert await describe_hardware(["3", "4"]) == "GPU 3, GPU 4"
+
+
+@pytest.mark.parametrize(("devices", "mebibytes"), [(["0", "GPU-bb"], 143771), ([], 23034), (["MIG-77"], None)])
+async def test_memory_is_that_of_the_smallest(smi: Path, devices: list[str], mebibytes: int | None) -> None:
+    smi.write_text("#!/bin/sh\necho '0, GPU-aa, 143771'\necho '1, GPU-bb, 143771'\necho '2, GPU-cc, 23034'\n")
+    assert await gpu_memory(devices) == (None if mebibytes is None else mebibytes << 20)
+
+
+async def test_memory_that_the_driver_does_not_tell(smi: Path) -> None:
+    smi.write_text("#!/bin/sh\necho '0, GPU-aa, [N/A]'\n")
+    assert await gpu_memory() is None
