@@ -6,17 +6,20 @@ import asyncio
 import email.utils
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-import aiohttp
 import orjson
 
 from proctor.errors import ServerError
-from proctor.infer.concurrency import AdaptiveLimiter
+from proctor.infer.concurrency import START
+from proctor.infer.flights import Flight, Watch
+from proctor.infer.http1 import HttpAnswer, NoHttp, refused
+from proctor.infer.outcome import Broken, Reply
 from proctor.infer.routing import Route, Router
 from proctor.infer.server import Backend, Load
 from proctor.records import Boundary
@@ -45,35 +48,12 @@ class Retries:
     """How long all servers may be gone before the engine is given up, for the worker to restart them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """A JSON object that a server answered with 200, and that is no error."""
-
-    value: dict[str, Any]
-    latency_s: float
-    """Of the attempt that succeeded."""
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broken:
-    """No answer: which boundary broke, and whether asking again later can help."""
-
-    boundary: Boundary
-    message: str
-    retryable: bool
-    attempts: int = 1
-    status: int | None = None
-    retry_after_s: float | None = None
-    overloaded: bool = False
-    gone: bool = False
-    """Nobody listens there."""
-
-
 RETRY_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOAD_STATUS: Final = frozenset({429, 503, 529})
 BUSY_STATUS: Final = 429
 """The server works, and has too much to do: counted against it where others could do it."""
+BUSY_SHARE: Final = 0.25
+"""What a 429 costs of a request's retries: "later" is not "no", and a busy hour must not cost answers."""
 KEY_STATUS: Final = frozenset({401, 403})
 """No request to this server can succeed."""
 LOST_STATUS: Final = frozenset({404, 405})
@@ -88,10 +68,12 @@ _CONTEXT: Final = re.compile(
     re.IGNORECASE,
 )
 _EXCERPT: Final = 300
+_OTHER_FILES: Final = 256
+"""File descriptors for everything that is no connection."""
 
 
 class Client:
-    """An async context manager around one session to several backends. Keys travel in headers and are never logged."""
+    """An async context manager around connections to several backends. Keys travel in headers and are never logged."""
 
     def __init__(
         self,
@@ -99,43 +81,48 @@ class Client:
         *,
         timeouts: Timeouts = Timeouts(),
         retries: Retries = Retries(),
-        max_in_flight: int = 64,
+        max_in_flight: int = 1024,
     ) -> None:
-        self.limiter = AdaptiveLimiter(max_in_flight)
+        """`max_in_flight` bounds what each backend gets at a time."""
         self._backends = backends
-        self._timeout = aiohttp.ClientTimeout(total=timeouts.request, sock_connect=timeouts.connect)
+        self._timeouts = timeouts
         self._retries = retries
-        self._session: aiohttp.ClientSession | None = None
-        self._router: Router | None = None
-        self._ending = False
+        self._maximum = max_in_flight
+        self._entered: tuple[Router, Watch] | None = None
 
     async def __aenter__(self) -> Self:
-        # The limiter bounds the connections; the connector need not queue as well.
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=self._timeout)
-        self._router = Router(self._session, self._backends, unreachable_s=self._retries.unreachable_s)
+        router = Router(
+            self._backends,
+            unreachable_s=self._retries.unreachable_s,
+            max_in_flight=allow_connections(self._maximum),
+            connect_s=self._timeouts.connect,
+        )
+        watch = Watch(router, self._launch, request_s=self._timeouts.request)
+        watch.start()
+        self._entered = router, watch
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._router is not None:
-            await self._router.close()
-        if self._session is not None:
-            await self._session.close()
-        self._session = self._router = None
+        if self._entered is not None:
+            router, watch = self._entered
+            self._entered = None
+            await watch.close()
+            await router.close()
 
     @property
     def limit(self) -> int:
         """How many requests the client would have in flight now, over all backends."""
-        return self.limiter.limit
+        return min(START, self._maximum) if self._entered is None else self._entered[0].limit
 
     def tail(self, ending: bool = True) -> None:
         """Say whether the source is exhausted: nothing comes any more but what is under way. False: more may come.
 
-        From then on a request that takes much longer than others is asked of a second backend too, if `post` was told
-        that it may be.
+        From then on a request that takes much longer than its like is asked of a second backend too, if `post` was
+        told that it may be and that backend is half idle: the first good answer counts.
         """
-        self._ending = ending
+        self._inside()[1].tail(ending)
 
     async def post(
         self, path: str, body: Mapping[str, Any], *, named: bool = True, required: bool = True, hedge: bool = False
@@ -143,46 +130,51 @@ class Client:
         """POST `body` until it is answered, refused for good, or out of retries.
 
         `named` adds the served model's name. `hedge`: the answer is the same whoever gives it, so two may be asked.
-        Raises ServerError when no server can be reached any more, or when the
-        server would refuse every request (wrong key; wrong path or model name, unless the path is not `required`).
+        Raises ServerError when no server can be reached any more, or when the server would refuse every request (wrong
+        key; wrong path or model name, unless the path is not `required`).
         """
-        attempts, counted, last = 0, 0, None
-        while True:
-            route = await self._pick(last)
-            outcome = await self._attempt(route, path, body, named=named)
-            attempts += 1
-            if isinstance(outcome, Reply):
-                return replace(outcome, attempts=attempts)
-            if outcome.status in KEY_STATUS or (required and outcome.status in LOST_STATUS):
-                raise _lost(route, path, outcome)
-            # While no server works, that is what ends the asking, not this request's share of bad luck.
-            counted += not (_faulty(outcome) and self._dark())
-            if not outcome.retryable or counted > self._retries.attempts:
-                return replace(outcome, attempts=attempts)
-            last = route
-            pause_s = self._delay(attempts, outcome.retry_after_s)
-            await asyncio.sleep(min(pause_s, DARK_PAUSE_S) if self._dark() else pause_s)
+        router, watch = self._inside()
+        flight = Flight(path, body, named=named)
+        counted, last = 0.0, None
+        try:
+            while True:
+                route = router.take(last) or await router.wait(last)
+                flight.hedge = hedge and flight.copy is None and counted < self._retries.attempts
+                try:
+                    outcome = await self._attempt(router, watch, route, flight)
+                    if flight.copy is not None and isinstance(outcome, Broken) and outcome.retryable:
+                        await asyncio.wait([flight.copy])
+                        outcome = flight.copied or outcome
+                finally:
+                    router.release(route)
+                if isinstance(outcome, Reply):
+                    return outcome
+                if outcome.status in KEY_STATUS or (required and outcome.status in LOST_STATUS):
+                    raise _lost(route, path, outcome)
+                # While no server works, that is what ends the asking, not this request's share of bad luck.
+                if not (router.dark and _faulty(outcome)):
+                    counted += BUSY_SHARE if outcome.status == BUSY_STATUS else 1.0
+                if not outcome.retryable or counted > self._retries.attempts:
+                    return outcome
+                last = route
+                pause_s = self._delay(flight.attempts, outcome.retry_after_s)
+                await asyncio.sleep(min(pause_s, DARK_PAUSE_S) if router.dark else pause_s)
+        finally:
+            if flight.copy is not None:
+                flight.copy.cancel()
 
     async def get(self, path: str) -> dict[str, Any] | None:
         """One GET of one server: its JSON object, or None for anything else. Not retried."""
-        route = await self._pick(None)
-        assert self._session is not None
+        router, _ = self._inside()
+        route = await router.wait()
         try:
-            async with self._session.get(route.backend.url + path, headers=route.headers) as response:
-                value = orjson.loads(await response.read()) if response.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
+            answer = await route.origin.get(path, self._timeouts.request)
+            value = orjson.loads(answer.body) if answer.status == 200 else None
+        except (OSError, NoHttp, orjson.JSONDecodeError):
             return None
+        finally:
+            router.release(route)
         return cast("dict[str, Any]", value) if isinstance(value, dict) else None
-
-    async def get_text(self, path: str) -> str | None:
-        """One GET of one server: its text, or None for anything but a 200. Not retried."""
-        route = await self._pick(None)
-        assert self._session is not None
-        try:
-            async with self._session.get(route.backend.url + path, headers=route.headers) as response:
-                return await response.text() if response.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError):
-            return None
 
     async def try_post(self, path: str, body: Mapping[str, Any], *, named: bool = True) -> dict[str, Any] | None:
         """POST to find out what a server can do: its JSON object, or None if it refuses, whatever the reason."""
@@ -191,54 +183,80 @@ class Client:
 
     def load(self) -> dict[str, Load]:
         """What each backend has now, by URL."""
-        routes = () if self._router is None else self._router.routes
-        return {r.backend.url: Load(in_flight=r.in_flight, answered=r.answered) for r in routes}
+        routes = () if self._entered is None else self._entered[0].routes
+        return {
+            r.backend.url: Load(
+                in_flight=r.window.in_flight,
+                answered=r.answered,
+                limit=r.window.limit,
+                why="ejected: " + r.last_fault if r.ejected else r.window.why,
+                waiting=r.window.waiting,
+                hedged=r.hedged,
+            )
+            for r in routes
+        }
 
-    def _dark(self) -> bool:
-        return self._router is not None and self._router.dark
+    def _inside(self) -> tuple[Router, Watch]:
+        assert self._entered is not None, "the client is not entered"
+        return self._entered
 
-    async def _pick(self, avoid: Route | None) -> Route:
-        assert self._router is not None, "the client is not entered"
-        return await self._router.pick(avoid)
-
-    async def _attempt(self, route: Route, path: str, body: Mapping[str, Any], *, named: bool) -> Reply | Broken:
-        assert self._router is not None
-        whole = {"model": route.backend.served_model, **body} if named else body
-        data = orjson.dumps(whole)
-        await self.limiter.acquire()
-        route.in_flight += 1
-        overloaded = False
+    async def _attempt(self, router: Router, watch: Watch, route: Route, flight: Flight) -> Reply | Broken:
+        """One request to `route`, whose place the caller holds."""
+        flight.attempts += 1
+        flight.begin(route)
+        watch.flights.add(flight)
         try:
-            outcome = await self._send(route, path, data)
-            overloaded = isinstance(outcome, Broken) and outcome.overloaded
+            outcome = await _send(route, flight)
+        except asyncio.CancelledError:
+            if not flight.ended():
+                raise
+            if flight.copied is not None:
+                return flight.copied
+            message = f"no answer from {route.backend.url} within {flight.age_s():.0f} s"
+            outcome = Broken(
+                boundary=Boundary.TRANSPORT,
+                message=message,
+                retryable=True,
+                attempts=flight.attempts,
+                overloaded=True,
+            )
         finally:
-            route.in_flight -= 1
-            self.limiter.release(overloaded=overloaded)
-        if isinstance(outcome, Reply) or outcome.boundary is not Boundary.TRANSPORT:
+            watch.flights.discard(flight)
+        now = time.monotonic()
+        if isinstance(outcome, Reply):
             route.answered += 1
-        if isinstance(outcome, Broken) and (_faulty(outcome) or outcome.status == BUSY_STATUS):
-            self._router.failed(route, outcome.message, gone=outcome.gone, busy=not _faulty(outcome))
+            route.window.answered(now)
+            router.succeeded(route)
+            if flight.kind is not None:
+                watch.landed(flight.kind, outcome.latency_s)
+            return outcome
+        if outcome.overloaded:
+            route.window.refused(now, "time-outs" if outcome.status is None else f"HTTP {outcome.status}")
+        if outcome.boundary is not Boundary.TRANSPORT:
+            route.answered += 1
+        faulty = _faulty(outcome)
+        if faulty or outcome.status == BUSY_STATUS:
+            router.failed(route, outcome.message, gone=outcome.gone, busy=not faulty)
         else:
-            self._router.succeeded(route)
+            router.succeeded(route)
         return outcome
 
-    async def _send(self, route: Route, path: str, data: bytes) -> Reply | Broken:
-        assert self._session is not None
-        started = time.monotonic()
-        try:
-            async with self._session.post(route.backend.url + path, data=data, headers=route.headers) as response:
-                raw = await response.read()
-        except TimeoutError as error:
-            message = f"no answer from {route.backend.url} within {time.monotonic() - started:.0f} s"
-            connected = not isinstance(error, aiohttp.ConnectionTimeoutError)
-            return Broken(boundary=Boundary.TRANSPORT, message=message, retryable=True, overloaded=connected)
-        except (aiohttp.ClientError, OSError) as error:
-            message = f"{type(error).__name__}: {error}"
-            refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
-            return Broken(boundary=Boundary.TRANSPORT, message=message, retryable=True, gone=refused)
-        if response.status != 200:
-            return _refusal(response.status, raw, response.headers)
-        return _read(raw, time.monotonic() - started)
+    def _launch(self, flight: Flight, route: Route) -> asyncio.Task[None]:
+        """Send a copy of a flight to `route`, whose place is taken and given back at its end."""
+        router, watch = self._inside()
+        flight.attempts += 1
+        route.hedged += 1
+        task = asyncio.create_task(self._copy(router, watch, route, flight))
+        task.add_done_callback(lambda _: router.release(route))
+        return task
+
+    async def _copy(self, router: Router, watch: Watch, route: Route, flight: Flight) -> None:
+        twin = flight.twin()
+        outcome = await self._attempt(router, watch, route, twin)
+        if isinstance(outcome, Reply):
+            flight.copied = outcome
+            if flight in watch.flights:
+                flight.end("a copy was faster")
 
     def _delay(self, attempts: int, retry_after_s: float | None) -> float:
         # Full jitter: many requests refused together must not come back together.
@@ -248,42 +266,67 @@ class Client:
         return min(retry_after_s, self._retries.retry_after_cap_s) + backoff * 0.1
 
 
-def _read(raw: bytes, latency_s: float) -> Reply | Broken:
+async def _send(route: Route, flight: Flight) -> Reply | Broken:
+    started = flight.started
+    try:
+        answer = await route.origin.post(flight.path, flight.data(route.backend.served_model))
+    except (OSError, NoHttp) as error:
+        message = f"{type(error).__name__}: {error}"
+        return Broken(
+            boundary=Boundary.TRANSPORT,
+            message=message,
+            retryable=True,
+            attempts=flight.attempts,
+            gone=refused(error),
+        )
+    if answer.status != 200:
+        return _refusal(answer, flight.attempts)
+    return _read(answer.body, time.monotonic() - started, flight.attempts)
+
+
+def _read(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        return _malformed("the answer is no whole JSON text", raw)
+        return _malformed("the answer is no whole JSON text", raw, attempts)
     if isinstance(value, list):
         # llama.cpp answers a list of prompts with a list.
         value = {"answers": cast("list[Any]", value)}
     if not isinstance(value, dict):
-        return _malformed("the answer is no JSON object", raw)
+        return _malformed("the answer is no JSON object", raw, attempts)
     answer = cast("dict[str, Any]", value)
     if answer.get("error") or answer.get("object") == "error":
-        return _malformed("the answer is an error with status 200", raw)
-    return Reply(value=answer, latency_s=latency_s, attempts=1)
+        return _malformed("the answer is an error with status 200", raw, attempts)
+    return Reply(value=answer, latency_s=latency_s, attempts=attempts)
 
 
-def _malformed(what: str, raw: bytes) -> Broken:
-    return Broken(boundary=Boundary.SERVER, message=f"{what}: {_excerpt(raw)}", retryable=True, status=200)
+def _malformed(what: str, raw: bytes, attempts: int) -> Broken:
+    message = f"{what}: {_excerpt(raw)}"
+    return Broken(boundary=Boundary.SERVER, message=message, retryable=True, attempts=attempts, status=200)
 
 
-def _refusal(status: int, raw: bytes, headers: Mapping[str, str]) -> Broken:
-    message = f"HTTP {status}: {_excerpt(raw)}"
+def _refusal(answer: HttpAnswer, attempts: int) -> Broken:
+    status = answer.status
+    message = f"HTTP {status}: {_excerpt(answer.body)}"
     if status in RETRY_STATUS or status >= 500:
         if status >= 500 and _CONTEXT.search(message):
             # Some servers answer 500 to a prompt that is too long.
-            return Broken(boundary=Boundary.CONTEXT, message=message, retryable=False, status=status)
+            boundary, retryable = Boundary.CONTEXT, False
+        else:
+            boundary, retryable = Boundary.SERVER, True
         return Broken(
-            boundary=Boundary.SERVER,
+            boundary=boundary,
             message=message,
-            retryable=True,
+            retryable=retryable,
+            attempts=attempts,
             status=status,
-            retry_after_s=_retry_after(headers.get("Retry-After")),
-            overloaded=status in OVERLOAD_STATUS,
+            retry_after_s=_retry_after(answer.header("retry-after")) if retryable else None,
+            overloaded=retryable and status in OVERLOAD_STATUS,
         )
+    if 300 <= status < 400:
+        message = f"HTTP {status}: the server sends us elsewhere, to {answer.header('location')}"
     boundary = Boundary.CONTEXT if status == 413 or _CONTEXT.search(message) else Boundary.REFUSED
-    return Broken(boundary=boundary, message=message, retryable=False, status=status)
+    return Broken(boundary=boundary, message=message, retryable=False, attempts=attempts, status=status)
 
 
 def _faulty(outcome: Broken) -> bool:
@@ -334,3 +377,20 @@ def _lost(route: Route, path: str, outcome: Broken) -> ServerError:
     return ServerError(
         f"{route.backend.url}{path} refuses every request: {outcome.message}", hint=hints.get(outcome.status or 0)
     )
+
+
+def allow_connections(wanted: int) -> int:
+    """Make room for so many connections if the system lets us; how many there may be."""
+    if sys.platform == "win32":
+        return wanted
+    import resource  # noqa: PLC0415
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted + _OTHER_FILES:
+        return wanted
+    most = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + _OTHER_FILES)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, soft), hard))
+    except (OSError, ValueError):
+        most = soft
+    return max(1, min(wanted, max(most, soft) - _OTHER_FILES))

@@ -1,17 +1,18 @@
-"""Which of several servers is asked: the one with the fewest requests in flight, among those that work."""
+"""Which of several servers is asked: of those that work and have room, the one with the fewest requests in flight."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import aiohttp
-
 from proctor.errors import ServerError
+from proctor.infer.concurrency import START, Window
+from proctor.infer.http1 import NoHttp, Origin
 from proctor.infer.server import Backend
 
 EJECT_AFTER: Final = 10
@@ -19,20 +20,26 @@ EJECT_AFTER: Final = 10
 PROBE_FIRST_S: Final = 1.0
 PROBE_LONGEST_S: Final = 60.0
 """Between two looks at an ejected server: soon at first, since most are back soon."""
-PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
+PROBE_GROWTH: Final = 1.5
+"""A server that was away for a while is found again after half as long at most."""
+PROBE_TIMEOUT_S: Final = 5.0
+REFRESH_S: Final = 0.05
+"""How old the list of backends may be when a server is picked; after a failure it is read anew."""
 _NOBODY_POLL_S: Final = 0.25
 """A restarted server shows up as another backend, not as an event."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Route:
     """One backend as the client sees it."""
 
     backend: Backend
-    headers: dict[str, str]
-    in_flight: int = 0
+    origin: Origin
+    window: Window
     answered: int = 0
     """Answers of any status, ever."""
+    hedged: int = 0
+    """Second copies of slow requests that were sent here, ever."""
     faults: int = 0
     """Consecutive."""
     ejected: bool = False
@@ -41,17 +48,29 @@ class Route:
 
 
 class Router:
-    """Picks a route for each attempt; ejects what fails repeatedly and re-admits it when it answers again."""
+    """Picks a route for each attempt; ejects what fails repeatedly and re-admits it when it answers again.
+
+    A route that was taken holds one place of its window until `release`. Who finds no room waits, in order of arrival;
+    a retry has arrived before all that wait.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, backends: Callable[[], Sequence[Backend]], *, unreachable_s: float
+        self,
+        backends: Callable[[], Sequence[Backend]],
+        *,
+        unreachable_s: float,
+        max_in_flight: int = 1024,
+        connect_s: float = 10.0,
     ) -> None:
-        self._session = session
         self._backends = backends
         self._unreachable_s = unreachable_s
+        self._maximum = max_in_flight
+        self._connect_s = connect_s
         self._known: tuple[Backend, ...] = ()
         self._routes: list[Route] = []
+        self._refresh_at = 0.0
         self._dark_since: float | None = None
+        self._waiters: deque[_Waiter] = deque()
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -63,49 +82,156 @@ class Router:
         """Whether no server works: a failure then says nothing about the request."""
         return self._dark_since is not None
 
-    async def pick(self, avoid: Route | None = None) -> Route:
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        return len(self._waiters)
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight now, over the servers that work, or over all if none does."""
+        if not self._routes:
+            self._refresh(time.monotonic())
+        working = [r for r in self._routes if not r.ejected] or self._routes
+        return sum(r.window.limit for r in working) or min(START, self._maximum)
+
+    def take(self, avoid: Route | None = None) -> Route | None:
+        """The route for the next attempt, or None if it has to be waited for. Raises ServerError as `wait`."""
+        if self._waiters and avoid is None:
+            return None
+        now = time.monotonic()
+        if now >= self._refresh_at:
+            self._refresh(now)
+        route = self._choose(avoid)
+        if route is not None:
+            route.window.in_flight += 1
+        return route
+
+    async def wait(self, avoid: Route | None = None) -> Route:
         """The route for the next attempt: fewest in flight, of equal ones the first, and not `avoid` if others work.
 
         When all are ejected the least loaded of all, for as long as the budget lasts: then ServerError. Waits while
-        there is no backend at all.
+        there is no room, or no backend at all.
         """
         while True:
-            self._refresh()
-            admitted = [r for r in self._routes if not r.ejected]
-            if admitted:
-                self._dark_since = None
-                others = [r for r in admitted if r is not avoid] or admitted
-                return min(others, key=lambda r: r.in_flight)
-            self._check_budget()
+            route = self.take(avoid)
+            if route is not None:
+                return route
             if self._routes:
-                return min(self._routes, key=lambda r: r.in_flight)
+                return await self._queue(avoid)
             await asyncio.sleep(min(_NOBODY_POLL_S, self._unreachable_s))
+
+    def release(self, route: Route) -> None:
+        """Give a place back."""
+        route.window.in_flight -= 1
+        if self._waiters:
+            self.wake()
+
+    def spare(self, other: Route) -> Route | None:
+        """The place of a route that is half idle, taken, for a second copy of what `other` is slow with; or None."""
+        able = [
+            r
+            for r in self._routes
+            if r is not other and not r.ejected and not r.faults and r.window.in_flight < (r.window.limit + 1) // 2
+        ]
+        if not able:
+            return None
+        route = min(able, key=lambda r: r.window.in_flight)
+        route.window.in_flight += 1
+        return route
+
+    def wake(self) -> None:
+        """Let those go on for whom there is room."""
+        now = time.monotonic()
+        if now >= self._refresh_at:
+            self._refresh(now)
+        held: list[_Waiter] = []
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if waiter.route.done():
+                continue
+            try:
+                route = self._choose(waiter.avoid)
+            except ServerError as error:
+                waiter.route.set_exception(error)
+                continue
+            if route is not None:
+                route.window.in_flight += 1
+                waiter.route.set_result(route)
+                continue
+            held.append(waiter)
+            if waiter.avoid is None:
+                break
+        self._waiters.extendleft(reversed(held))
 
     def succeeded(self, route: Route) -> None:
         """An answer below 500 came, that is no 429: the server works."""
         route.faults = 0
-        self._admit(route)
+        if route.ejected:
+            self._admit(route)
 
     def failed(self, route: Route, reason: str, *, gone: bool = False, busy: bool = False) -> None:
         """A transport fault, a 5xx or a 429. `gone`: nobody listens there. `busy`: it works, and only says so."""
         route.faults = max(route.faults + 1, EJECT_AFTER if gone else 0)
         route.last_fault = reason
+        self._refresh_at = 0.0
         if busy:
             self._dark_since = None
-        if route.faults >= EJECT_AFTER and not route.ejected:
+        if route.faults >= EJECT_AFTER and not route.ejected and route in self._routes:
             route.ejected = True
             route.probe = asyncio.create_task(self._probe(route))
+            self.wake()
 
     async def close(self) -> None:
-        """End the probing."""
+        """End the probing and every connection."""
         probes = [r.probe for r in self._routes if r.probe is not None]
         for probe in probes:
             probe.cancel()
         for probe in probes:
             with contextlib.suppress(asyncio.CancelledError):
                 await probe
+        for route in self._routes:
+            route.origin.close()
 
-    def _refresh(self) -> None:
+    def _choose(self, avoid: Route | None) -> Route | None:
+        """The best route with room. Raises ServerError if none has worked for too long."""
+        best: Route | None = None
+        fewest = 0
+        works = others = False
+        for route in self._routes:
+            if route.ejected:
+                continue
+            works = True
+            if route is avoid:
+                continue
+            others = True
+            window = route.window
+            if window.in_flight < window.limit and (best is None or window.in_flight < fewest):
+                best, fewest = route, window.in_flight
+        if works:
+            self._dark_since = None
+            if not others and avoid is not None and avoid.window.in_flight < avoid.window.limit:
+                return avoid
+            return best
+        self._check_budget()
+        roomy = [r for r in self._routes if r.window.in_flight < r.window.limit]
+        return min(roomy, key=lambda r: r.window.in_flight) if roomy else None
+
+    async def _queue(self, avoid: Route | None) -> Route:
+        waiter = _Waiter(avoid, asyncio.get_running_loop().create_future())
+        if avoid is None:
+            self._waiters.append(waiter)
+        else:
+            self._waiters.appendleft(waiter)
+        try:
+            return await waiter.route
+        except asyncio.CancelledError:
+            if waiter.route.done() and not waiter.route.cancelled() and waiter.route.exception() is None:
+                self.release(waiter.route.result())
+            raise
+
+    def _refresh(self, now: float) -> None:
+        self._refresh_at = now + REFRESH_S
         current = tuple(self._backends())
         if current == self._known:
             return
@@ -113,8 +239,12 @@ class Router:
         for backend, route in kept.items():
             if backend not in current and route.probe is not None:
                 route.probe.cancel()
-        self._routes = [kept.get(b) or Route(backend=b, headers=_headers(b)) for b in current]
+        self._routes = [kept.get(b) or self._route(b, now) for b in current]
         self._known = current
+
+    def _route(self, backend: Backend, now: float) -> Route:
+        origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s)
+        return Route(backend=backend, origin=origin, window=Window(self._maximum, now))
 
     def _check_budget(self) -> None:
         now = time.monotonic()
@@ -133,38 +263,37 @@ class Router:
         delay = PROBE_FIRST_S
         while True:
             await asyncio.sleep(delay)
-            delay = min(delay * 2, PROBE_LONGEST_S)
+            delay = min(delay * PROBE_GROWTH, PROBE_LONGEST_S)
             if await self._alive(route):
                 # On probation: a server whose health is fine but whose answers are not must not take ten more
                 # requests after each probe, being the least loaded.
                 route.ejected, route.faults, route.probe = False, EJECT_AFTER - 1, None
+                self.wake()
                 return
 
     def _admit(self, route: Route) -> None:
-        if not route.ejected:
-            return
         route.ejected = False
         if route.probe is not None:
             route.probe.cancel()
             route.probe = None
+        self.wake()
 
     async def _alive(self, route: Route) -> bool:
         for path in ("/health", "/v1/models"):
             try:
-                async with self._session.get(
-                    route.backend.url + path, headers=route.headers, timeout=PROBE_TIMEOUT
-                ) as response:
-                    if response.status < 400:
-                        return True
-                    if response.status >= 500:
-                        return False
-            except (aiohttp.ClientError, OSError, TimeoutError):
+                answer = await route.origin.get(path, PROBE_TIMEOUT_S)
+            except (OSError, NoHttp):
+                return False
+            if answer.status < 400:
+                return True
+            if answer.status >= 500:
                 return False
         return False
 
 
-def _headers(backend: Backend) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
-    if backend.api_key:
-        headers["Authorization"] = f"Bearer {backend.api_key}"
-    return headers
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """Someone without a place."""
+
+    avoid: Route | None
+    route: asyncio.Future[Route]

@@ -26,6 +26,14 @@ class Load:
     in_flight: int = 0
     answered: int = 0
     """Answers of any status, ever."""
+    limit: int = 0
+    """How many may be in flight now; found by the client."""
+    why: str = ""
+    """Where the limit comes from, in a few words."""
+    waiting: float | None = None
+    """Requests that wait inside the server, as its /metrics say; None if they do not."""
+    hedged: int = 0
+    """Second copies of slow requests that were sent here, ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

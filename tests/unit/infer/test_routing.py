@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import aiohttp
 import pytest
 
 from proctor.errors import ServerError
@@ -21,10 +20,9 @@ BODY = {"prompt": "hello", "max_tokens": 4, "temperature": 0}
 
 @pytest.fixture
 async def router() -> AsyncIterator[Router]:
-    async with aiohttp.ClientSession() as session:
-        router = Router(session, lambda: BACKENDS, unreachable_s=60.0)
-        yield router
-        await router.close()
+    router = Router(lambda: BACKENDS, unreachable_s=60.0)
+    yield router
+    await router.close()
 
 
 def test_the_published_numbers() -> None:
@@ -34,21 +32,22 @@ def test_the_published_numbers() -> None:
 async def test_fewest_in_flight_and_of_equal_ones_the_first(router: Router) -> None:
     picked: list[str] = []
     for _ in range(7):
-        route = await router.pick()
-        route.in_flight += 1
-        picked.append(route.backend.url[-1])
+        picked.append((await router.wait()).backend.url[-1])
     assert "".join(picked) == "1231231"
-    router.routes[1].in_flight = 0
-    assert (await router.pick()).backend == BACKENDS[1]
+    router.release(router.routes[1])
+    router.release(router.routes[1])
+    assert (await router.wait()).backend == BACKENDS[1]
 
 
 async def test_a_retry_goes_elsewhere(router: Router) -> None:
-    first = await router.pick()
-    assert (await router.pick(avoid=first)).backend == BACKENDS[1]
+    first = await router.wait()
+    router.release(first)
+    assert (await router.wait(first)).backend == BACKENDS[1]
 
 
 async def test_ten_consecutive_failures_eject_and_a_success_starts_the_count_anew(router: Router) -> None:
-    route = await router.pick()
+    route = await router.wait()
+    router.release(route)
     for _ in range(EJECT_AFTER - 1):
         router.failed(route, "HTTP 500")
     router.succeeded(route)
@@ -57,27 +56,27 @@ async def test_ten_consecutive_failures_eject_and_a_success_starts_the_count_ane
     assert not route.ejected
     router.failed(route, "HTTP 500")
     assert route.ejected
-    assert (await router.pick()).backend == BACKENDS[1]
+    assert (await router.wait()).backend == BACKENDS[1]
     router.succeeded(route)  # an answer that was still under way
     assert not route.ejected
-    assert (await router.pick()).backend == BACKENDS[0]
+    assert (await router.wait()).backend == BACKENDS[0]
 
 
 async def test_nobody_listens_needs_no_ten_proofs(router: Router) -> None:
-    route = await router.pick()
+    route = await router.wait()
     router.failed(route, "refused", gone=True)
     assert route.ejected
 
 
 async def test_with_all_down_the_least_loaded_of_all_is_asked(router: Router) -> None:
-    await router.pick()
+    await router.wait()
     for route, in_flight in zip(router.routes, (2, 1, 1), strict=True):
         router.failed(route, "refused", gone=True)
-        route.in_flight = in_flight
-    assert (await router.pick()).backend == BACKENDS[1]
+        route.window.in_flight = in_flight
+    assert (await router.wait()).backend == BACKENDS[1]
     assert router.dark
     router.succeeded(router.routes[2])
-    assert (await router.pick()).backend == BACKENDS[2]
+    assert (await router.wait()).backend == BACKENDS[2]
     assert not router.dark
 
 
@@ -86,20 +85,19 @@ async def test_an_ejected_server_that_answers_again_is_on_probation(
 ) -> None:
     monkeypatch.setattr(routing, "PROBE_FIRST_S", 0.01)
     async with FakeServer() as server:
-        async with aiohttp.ClientSession() as session:
-            router = Router(session, lambda: [server.backend, BACKENDS[1]], unreachable_s=60.0)
-            route = await router.pick()
-            router.failed(route, "refused", gone=True)
-            while route.ejected:
-                await asyncio.sleep(0.01)
-            router.failed(route, "HTTP 500")
-            assert route.ejected, "the first failure after the probe"
-            while route.ejected:
-                await asyncio.sleep(0.01)
-            router.succeeded(route)
-            router.failed(route, "HTTP 500")
-            assert not route.ejected
-            await router.close()
+        router = Router(lambda: [server.backend, BACKENDS[1]], unreachable_s=60.0)
+        route = await router.wait()
+        router.failed(route, "refused", gone=True)
+        while route.ejected:
+            await asyncio.sleep(0.01)
+        router.failed(route, "HTTP 500")
+        assert route.ejected, "the first failure after the probe"
+        while route.ejected:
+            await asyncio.sleep(0.01)
+        router.succeeded(route)
+        router.failed(route, "HTTP 500")
+        assert not route.ejected
+        await router.close()
 
 
 @pytest.mark.parametrize(("fault", "name"), [("server_error", "500"), ("rate_limited", "429")])
@@ -126,7 +124,7 @@ async def test_an_outage_costs_no_request_its_retries() -> None:
 
 async def test_too_many_requests_alone_never_count_as_an_outage() -> None:
     busy = ServerOptions(faults=Faults(rate_limited=1.0, retry_after_s=0.02))
-    retries = Retries(attempts=20, base_s=0.0001, cap_s=0.001, unreachable_s=0.15)
+    retries = Retries(attempts=5, base_s=0.0001, cap_s=0.001, unreachable_s=0.15)
     async with FakeServer(busy) as server, Client(lambda: [server.backend], retries=retries) as client:
         outcome = await client.post("/v1/completions", BODY)
     assert isinstance(outcome, Broken)

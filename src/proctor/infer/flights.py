@@ -1,0 +1,236 @@
+"""What is in flight, and who looks after it: time-outs, second copies of stragglers, the servers' own word.
+
+One task sweeps over all requests; none of them carries a timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final
+
+import orjson
+
+from proctor.infer.http1 import NoHttp
+from proctor.infer.outcome import Reply
+from proctor.infer.routing import Route, Router
+from proctor.infer.server_metrics import read_metrics
+
+SWEEP_S: Final = 1.0
+"""The longest pause between two sweeps; a tenth of the time-out if that is less."""
+TAIL_SWEEP_S: Final = 0.02
+HEDGE_AFTER: Final = 2.0
+"""A straggler has taken so many times the median of its like."""
+HEDGE_LEAST_S: Final = 0.1
+HEDGE_KNOWN: Final = 5
+"""So many answers make a median."""
+REMEMBERED: Final = 128
+POLL_S: Final = 1.0
+"""Between two looks at a busy server's metrics."""
+POLL_LONGEST_S: Final = 60.0
+POLL_TIMEOUT_S: Final = 2.0
+NO_METRICS: Final = frozenset({401, 403, 404, 405, 501})
+"""The server has none, or not for us: it is not asked again."""
+
+
+class Flight:
+    """One request on its way: what is sent, and the attempt at hand."""
+
+    __slots__ = (
+        "_body",
+        "_cancelling",
+        "_data",
+        "_model",
+        "_named",
+        "_task",
+        "attempts",
+        "copied",
+        "copy",
+        "hedge",
+        "path",
+        "route",
+        "started",
+        "verdict",
+    )
+
+    def __init__(self, path: str, body: Mapping[str, Any], *, named: bool) -> None:
+        self.path = path
+        self._body = body
+        self._named = named
+        self._data = b""
+        self._model: str | None = None
+        self.attempts = 0
+        self.hedge = False
+        """Whether a copy may be sent."""
+        self.copy: asyncio.Task[None] | None = None
+        self.copied: Reply | None = None
+        """The copy's answer."""
+        self.verdict = ""
+        """Why `end` was called."""
+
+    @property
+    def kind(self) -> Hashable:
+        """What it can be compared with: requests to the same path for as much."""
+        return self.path, self._body.get("max_tokens")
+
+    def data(self, served_model: str) -> bytes:
+        """The body as it is sent to a server that calls the model so."""
+        if self._model != served_model:
+            body = {"model": served_model, **self._body} if self._named else self._body
+            self._data, self._model = orjson.dumps(body), served_model
+        return self._data
+
+    def begin(self, route: Route) -> None:
+        """In the task that sends it: an attempt begins."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        self._cancelling = task.cancelling()
+        self.route = route
+        self.verdict = ""
+        self.started = time.monotonic()
+
+    def age_s(self) -> float:
+        """Seconds since the attempt began."""
+        return time.monotonic() - self.started
+
+    def end(self, verdict: str) -> None:
+        """Interrupt the attempt: its task sees CancelledError, and finds the verdict here."""
+        if not self.verdict:
+            self.verdict = verdict
+            self._task.cancel()
+
+    def ended(self) -> bool:
+        """In the task, after a CancelledError: whether it is ours alone; it is taken back then."""
+        return bool(self.verdict) and self._task.uncancel() <= self._cancelling
+
+    def twin(self) -> Flight:
+        """The same request, for another attempt at the same time."""
+        twin = Flight(self.path, self._body, named=self._named)
+        twin.attempts = self.attempts - 1
+        return twin
+
+
+class Watch:
+    """Looks after the flights of one client while entered."""
+
+    def __init__(
+        self, router: Router, launch: Callable[[Flight, Route], asyncio.Task[None]], *, request_s: float
+    ) -> None:
+        """`launch` sends a copy of a flight to a route whose place is taken."""
+        self.flights: set[Flight] = set()
+        self._router = router
+        self._launch = launch
+        self._request_s = request_s
+        self._ending = False
+        self._nudge = asyncio.Event()
+        self._latencies: dict[Hashable, deque[float]] = {}
+        self._polls: dict[Route, _Poll] = {}
+        self._copies: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._poll())]
+
+    async def close(self) -> None:
+        """End every task."""
+        tasks = [*self._tasks, *self._copies, *(p.task for p in self._polls.values() if p.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def tail(self, ending: bool) -> None:
+        """Whether nothing comes any more."""
+        self._ending = ending
+        self._nudge.set()
+
+    def landed(self, kind: Hashable, latency_s: float) -> None:
+        """A request of that kind was answered."""
+        known = self._latencies.get(kind)
+        if known is None:
+            known = self._latencies[kind] = deque(maxlen=REMEMBERED)
+        known.append(latency_s)
+
+    # --- time-outs and stragglers ---
+
+    async def _sweep(self) -> None:
+        calm_s = min(SWEEP_S, self._request_s / 10)
+        while True:
+            pause_s = min(calm_s, TAIL_SWEEP_S) if self._ending and self.flights else calm_s
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._nudge.wait(), pause_s)
+            self._nudge.clear()
+            now = time.monotonic()
+            for flight in self.flights:
+                if now - flight.started >= self._request_s:
+                    flight.end("time-out")
+            if self._ending and self.flights:
+                self._hedge(now)
+
+    def _hedge(self, now: float) -> None:
+        # Only while nothing waits, and to a server that is half idle: a copy takes nothing from anyone.
+        if self._router.waiting or len(self._router.routes) < 2:
+            return
+        able = [f for f in self.flights if f.hedge and f.copy is None and not f.verdict]
+        for flight in sorted(able, key=lambda f: f.started):
+            usual = self._usual(flight.kind)
+            if usual is None or now - flight.started < max(HEDGE_LEAST_S, HEDGE_AFTER * usual):
+                continue
+            route = self._router.spare(flight.route)
+            if route is None:
+                continue
+            flight.copy = self._launch(flight, route)
+            self._copies.add(flight.copy)
+            flight.copy.add_done_callback(self._copies.discard)
+
+    def _usual(self, kind: Hashable) -> float | None:
+        known = self._latencies.get(kind, ())
+        return statistics.median(known) if len(known) >= HEDGE_KNOWN else None
+
+    # --- the servers' own word ---
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            now = time.monotonic()
+            routes = self._router.routes
+            self._polls = {r: p for r, p in self._polls.items() if r in routes or p.task is not None}
+            for route in routes:
+                poll = self._polls.setdefault(route, _Poll())
+                if route.window.in_flight and not route.ejected and poll.task is None and now >= poll.next:
+                    poll.task = asyncio.create_task(self._look(route, poll))
+
+    async def _look(self, route: Route, poll: _Poll) -> None:
+        try:
+            answer = await route.origin.get("/metrics", POLL_TIMEOUT_S)
+            word = read_metrics(answer.body) if answer.status == 200 else None
+            if word is not None:
+                poll.pause = POLL_S
+                route.window.told(word, time.monotonic())
+                self._router.wake()
+            elif answer.status in NO_METRICS:
+                poll.pause = float("inf")
+            else:
+                poll.pause = min(poll.pause * 2, POLL_LONGEST_S)
+        except (OSError, NoHttp):
+            poll.pause = min(poll.pause * 2, POLL_LONGEST_S)
+        finally:
+            poll.task = None
+            # A tenth less, so that the next beat is not missed by a hair.
+            poll.next = time.monotonic() + 0.9 * poll.pause
+
+
+class _Poll:
+    """How one server is asked for its metrics."""
+
+    __slots__ = ("next", "pause", "task")
+
+    def __init__(self) -> None:
+        self.next = 0.0
+        self.pause = POLL_S
+        self.task: asyncio.Task[None] | None = None
