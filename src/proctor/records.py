@@ -167,6 +167,10 @@ class Suite:
     """Canonical JSON."""
 
 
+METHODS: Final = ("", "echo", "next-token", "forced")
+"""How a server is asked; none for generations."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What answered: recorded with every response, never part of a key."""
@@ -178,7 +182,7 @@ class EngineInfo:
     parallelism: str = "tp1"
     hardware: str = "unknown"
     method: str = ""
-    """How log-likelihoods were measured: echo, forced, in-process."""
+    """How log-likelihoods were measured: one of `METHODS`, or in-process."""
     details: str = "{}"
     """Canonical JSON of anything else worth knowing."""
 

@@ -348,9 +348,10 @@ class OpenAIEngine(Strict):
     truncation: Literal["fail", "truncate_left"] = "truncate_left"
     add_bos_token: bool | None = None
     max_gen_toks: Whole | None = None
-    loglikelihood: Literal["auto", "echo", "forced"] = "auto"
-    batch_size: Whole = Field(default=1, ge=1)
-    """Prompts in one HTTP call, for log-likelihood."""
+    loglikelihood: Literal["auto", "echo", "next-token", "forced"] = "auto"
+    """How log-likelihoods are measured; auto: by the cheapest way that the server was seen to do rightly."""
+    batch_size: Whole | None = Field(default=None, ge=1)
+    """Prompts in one HTTP call, for log-likelihood by echo; None: the choices of one question."""
     max_in_flight: Whole = Field(default=64, ge=1)
     timeout_s: Number = Field(default=600.0, gt=0)
     retries: Whole = Field(default=5, ge=0)

@@ -1,7 +1,10 @@
 """Log-likelihood over HTTP, by the ways that servers offer.
 
 - **echo**: `/v1/completions` gives back the prompt with a log-probability for each of its tokens. One request for
-  each passage, or one list of prompts for several.
+  each passage, or one list of prompts for several. It makes no use of the server's prefix cache.
+- **next-token**: vLLM's `logprob_token_ids` gives the log-probabilities of chosen tokens after a prompt. One request
+  for all single-token choices of a question; a request for each place of longer ones, on a context that the server
+  has computed already (`infer.next_tokens`).
 - **forced**: llama.cpp's `/completion` is asked for one token at a time, with a logit bias that forces the token to
   score; the log-probability it reports is the one before the bias. The server's prefix cache makes a step cheap.
   A token that ends inside a UTF-8 character comes back without log-probabilities: the server holds such text back
@@ -10,18 +13,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from proctor.infer.client import Broken, Client, Reply
 from proctor.infer.engine import Passage
+from proctor.infer.next_tokens import Next, Place, assemble, places
 from proctor.records import Boundary
 
 FORCING_BIAS: Final = 10_000.0
 """Added to one token's logit: far above any difference between logits."""
 _ALTERNATIVES: Final = (1024, 10_000_000)
 """How many to ask for when a token is looked up: those that are likely, then, megabytes long, the whole vocabulary."""
+
+
+_ID: Final = "token_id:"
+_NO_LOGPROB: Final = -9_000.0
+"""vLLM writes -9999 where it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +68,7 @@ async def score_by_echo(
 ) -> list[Scored | Broken]:
     """Score passages with one request; a list of several that is refused as a whole is asked one by one."""
     body = echo_body([p.token_ids for p in passages], max_tokens=max_tokens) | extra
-    reply = await client.post("/v1/completions", body)
+    reply = await client.post("/v1/completions", body, hedge=True)
     if isinstance(reply, Broken):
         if len(passages) == 1 or reply.retryable:
             return [reply] * len(passages)
@@ -94,6 +104,81 @@ async def score_text_by_echo(
         message = "the server's tokens do not break where the context ends; a local tokenizer is needed"
         return Broken(boundary=Boundary.RENDER, message=message, retryable=False)
     return Scored(token_logprobs=scored[0], is_greedy=scored[1], prompt_tokens=end, latency_s=reply.latency_s)
+
+
+async def score_by_next_tokens(
+    client: Client, passages: Sequence[Passage], *, extra: dict[str, Any]
+) -> list[Scored | Broken]:
+    """Score passages of one context: its own place first, so that the server has it when the others are asked."""
+    first, *others = places(passages)
+    asked = [first, *others]
+    replies: list[tuple[Next, Reply] | Broken] = [await ask_next(client, first, extra=extra)]
+    if isinstance(replies[0], Broken):
+        return [replies[0]] * len(passages)
+    replies += await asyncio.gather(*(ask_next(client, place, extra=extra) for place in others))
+    found: dict[tuple[int, ...], dict[int, Next]] = {}
+    broken: dict[tuple[int, ...], Broken] = {}
+    latency = 0.0
+    for place, reply in zip(asked, replies, strict=True):
+        if isinstance(reply, Broken):
+            broken[place.prompt] = reply
+        else:
+            found.setdefault(place.prompt, {}).update(dict.fromkeys(place.wanted, reply[0]))
+            latency += reply[1].latency_s
+    return [_assembled(p, found, broken, latency / len(passages)) for p in passages]
+
+
+def _assembled(
+    passage: Passage,
+    found: dict[tuple[int, ...], dict[int, Next]],
+    broken: dict[tuple[int, ...], Broken],
+    latency_s: float,
+) -> Scored | Broken:
+    ids = passage.token_ids
+    for at in range(len(ids) - passage.scored, len(ids)):
+        if ids[:at] in broken:
+            return broken[ids[:at]]
+    values, greedy = assemble(passage, found)
+    return Scored(token_logprobs=values, is_greedy=greedy, prompt_tokens=len(ids), latency_s=latency_s)
+
+
+def next_body(place: Place) -> dict[str, Any]:
+    """The request for the log-probabilities of chosen tokens after a prompt."""
+    return {
+        "prompt": place.prompt,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": 1,
+        "logprob_token_ids": place.wanted,
+        "return_tokens_as_token_ids": True,
+        # An end-of-text token must come back like any other.
+        "ignore_eos": True,
+        "stream": False,
+    }
+
+
+async def ask_next(client: Client, place: Place, *, extra: dict[str, Any]) -> tuple[Next, Reply] | Broken:
+    """Ask for one place."""
+    reply = await client.post("/v1/completions", next_body(place) | extra, hedge=True)
+    if isinstance(reply, Broken):
+        return reply
+    try:
+        return read_next(reply.value, place), reply
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _unreadable(error, reply)
+
+
+def read_next(value: dict[str, Any], place: Place) -> Next:
+    """What the server says of a place. Raises KeyError, TypeError, ValueError or IndexError for anything less."""
+    logprobs = ordered_choices(value)[0]["logprobs"]
+    (token,), (top_logprob,), (tops,) = logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]
+    given = cast("dict[str, float]", tops)
+    found = {wanted: float(given[f"{_ID}{wanted}"]) for wanted in place.wanted}
+    top = int(str(token).removeprefix(_ID))
+    for number in (*found.values(), float(top_logprob)):
+        if not _NO_LOGPROB < number <= 1e-3:
+            raise ValueError(f"{number} is no log-probability")
+    return Next(found, top, float(top_logprob))
 
 
 async def score_by_forcing(client: Client, passage: Passage, *, extra: dict[str, Any]) -> Scored | Broken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -18,16 +18,24 @@ from proctor.infer.loglikelihood import (
     Scored,
     score_by_echo,
     score_by_forcing,
+    score_by_next_tokens,
     score_text_by_echo,
 )
+from proctor.infer.next_tokens import cheaper_by_places, same_context
 from proctor.infer.probe import Conformance, probe
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
 from proctor.infer.server import Backend, Load
 from proctor.infer.slots import SlotPool
+from proctor.infer.turns import Turns
 from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response
 
 SCORED: Final = (Kind.LOGLIKELIHOOD, Kind.ROLLING)
+NEXT_TOKEN: Final = "next-token"
+MOST_TOGETHER: Final = 64
+"""Requests of one context that are scored together: as many as a question has choices, and no flood."""
+MISREADINGS: Final = 3
+"""Answers without usable next tokens, after a canary that passed, until the engine goes back to echo for good."""
 
 
 class OpenAIEngine:
@@ -61,6 +69,9 @@ class OpenAIEngine:
         self._conformance: Conformance | None = None
         self._slots: SlotPool | None = None
         self._probing = asyncio.Lock()
+        self._turns = Turns()
+        self._misread = 0
+        self._ids: dict[str, tuple[EngineInfo, str]] = {}
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -80,6 +91,11 @@ class OpenAIEngine:
         """What answers; `method` is filled in by the probe, before the first log-likelihood."""
         found = self._read_info()
         return found if self._conformance is None else replace(found, method=self._conformance.method)
+
+    @property
+    def resolves_alone(self) -> bool:
+        """Whether `resolve` needs no server: the tokenizer is a local file."""
+        return self._resolver.local
 
     @property
     def conformance(self) -> Conformance | None:
@@ -129,44 +145,64 @@ class OpenAIEngine:
         async def work(batch: list[PhysicalRequest]) -> None:
             answers.put_nowait(await self._answer(batch))
 
+        self._client.tail(ending=False)
         try:
             async with asyncio.TaskGroup() as group:
                 async for batch in self._batches(requests):
                     await window.enter()
                     group.create_task(work(batch))
+                self._client.tail()
         except BaseExceptionGroup as errors:
             # One lost server ends every request in flight with the same error: the first tells it.
             raise _first(errors) from None
 
     async def _batches(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[list[PhysicalRequest]]:
-        """Single requests, or neighbouring log-likelihoods together as far as `batch_size` allows."""
+        """Single requests, neighbours of one context together, or as many log-likelihoods as `batch_size` says."""
         held: list[PhysicalRequest] = []
-        size = self._spec.batch_size
         async for request in requests:
             if request.kind in SCORED and self._conformance is None:
                 await self.prove()
-            if size > 1 and self._conformance and self._conformance.lists and len(request.passages) == 1:
+            if held and not self._belongs(held, request):
+                yield held
+                held = []
+            if request.kind in SCORED and len(request.passages) == 1:
                 held.append(request)
-                if len(held) >= size:
-                    yield held
-                    held = []
             else:
                 yield [request]
         if held:
             yield held
 
+    def _belongs(self, held: list[PhysicalRequest], request: PhysicalRequest) -> bool:
+        """Whether `request` is asked together with those that are held."""
+        found, size = self._conformance, self._spec.batch_size
+        if found is None or len(request.passages) != 1 or request.kind not in SCORED:
+            return False
+        if size is not None and found.next_tokens == "no":
+            return found.lists and len(held) < size
+        if not found.lists and found.next_tokens == "no":
+            return False
+        return len(held) < MOST_TOGETHER and same_context(held[0].passages[0], request.passages[0])
+
     async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
-        if len(batch) > 1:
-            return await self._score_together(batch)
         request = batch[0]
         if request.kind is Kind.GENERATE:
-            return [await self._generate(request)]
-        return [await self._score(request)]
+            async with self._turn("generate"):
+                return [await self._generate(request)]
+        if len(batch) == 1 and (request.prompt_text is not None or len(request.passages) != 1):
+            async with self._turn("echo"):
+                return [await self._score(request)]
+        return await self._score_group(batch)
+
+    def _turn(self, kind: str) -> AbstractAsyncContextManager[None]:
+        """Keep kinds apart on a server that scores next tokens rightly only without company."""
+        alone = self._conformance is not None and self._conformance.next_tokens == "alone"
+        return self._turns.of(kind) if alone else nullcontext()
 
     async def _generate(self, request: PhysicalRequest) -> Answer:
         assert request.sampling is not None
         path, body = generation_body(request, await self._find_dialect())
-        reply = await self._client.post(path, body, named=path != NATIVE)
+        hedge = request.sampling.seed is None
+        reply = await self._client.post(path, body, named=path != NATIVE, hedge=hedge)
         if isinstance(reply, Broken):
             return _failure(request, reply)
         try:
@@ -208,18 +244,52 @@ class OpenAIEngine:
         found = await score_by_echo(self._client, [passage], max_tokens=self._max_tokens, extra=self._extra)
         return found[0]
 
-    async def _score_together(self, batch: list[PhysicalRequest]) -> list[Answer]:
+    async def _score_group(self, batch: list[PhysicalRequest]) -> list[Answer]:
+        """Score requests with one passage each, of one context unless they are echoed."""
         passages = [r.passages[0] for r in batch]
-        found = await score_by_echo(self._client, passages, max_tokens=self._max_tokens, extra=self._extra)
-        return [self._scored(r, [outcome]) for r, outcome in zip(batch, found, strict=True)]
+        if self._by_next_tokens(passages):
+            async with self._turn(NEXT_TOKEN):
+                found = await score_by_next_tokens(self._client, passages, extra=self._extra)
+            bad = [one for one in found if isinstance(one, Broken)]
+            # What was refused, or cannot be read, is asked by echo, which has been proven too.
+            if all(one.retryable and not _misread(one) for one in bad):
+                return [self._scored(r, [one], NEXT_TOKEN) for r, one in zip(batch, found, strict=True)]
+            self._misread += any(map(_misread, bad))
+        async with self._turn("echo"):
+            if self._conformance is None or self._conformance.method == "forced":
+                found = await asyncio.gather(*(self._score_passage(p) for p in passages))
+            else:
+                found = await self._echo(passages)
+        return [self._scored(r, [one]) for r, one in zip(batch, found, strict=True)]
 
-    def _scored(self, request: PhysicalRequest, outcomes: Sequence[Scored | Broken]) -> Answer:
+    def _by_next_tokens(self, passages: Sequence[Passage]) -> bool:
+        found = self._conformance
+        if found is None or found.next_tokens == "no" or self._misread >= MISREADINGS:
+            return False
+        if not all(p.scored and len(p.token_ids) > p.scored for p in passages):
+            return False
+        return self._spec.loglikelihood == NEXT_TOKEN or cheaper_by_places(passages, found.costs)
+
+    async def _echo(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
+        assert self._conformance is not None
+        size = (self._spec.batch_size or len(passages)) if self._conformance.lists else 1
+        lists = [passages[i : i + size] for i in range(0, len(passages), size)]
+        echoed = await asyncio.gather(
+            *(score_by_echo(self._client, one, max_tokens=self._max_tokens, extra=self._extra) for one in lists)
+        )
+        return [one for some in echoed for one in some]
+
+    def _scored(
+        self, request: PhysicalRequest, outcomes: Sequence[Scored | Broken], method: str | None = None
+    ) -> Answer:
         good: list[Scored] = []
         for outcome in outcomes:
             if isinstance(outcome, Broken):
                 return _failure(request, outcome)
             good.append(outcome)
         logprobs = tuple(value for one in good for value in one.token_logprobs)
+        if method is None:
+            method = self._conformance.method if self._conformance else ""
         return Response(
             key=request.key,
             physical_key=request.physical_key,
@@ -228,7 +298,7 @@ class OpenAIEngine:
             token_logprobs=logprobs,
             prompt_tokens=sum(one.prompt_tokens for one in good),
             truncated_tokens=request.truncated_tokens,
-            engine_id=self._engine_id(self._conformance.method if self._conformance else ""),
+            engine_id=self._engine_id(method),
             latency_s=sum(one.latency_s for one in good),
             created=time.time(),
         )
@@ -255,7 +325,11 @@ class OpenAIEngine:
         return None if seed is None or self._dialect is Dialect.OPENAI else True
 
     def _engine_id(self, method: str) -> str:
-        return replace(self._read_info(), method=method).id
+        info = self._read_info()
+        known = self._ids.get(method)
+        if known is None or known[0] != info:
+            known = self._ids[method] = (info, replace(info, method=method).id)
+        return known[1]
 
     @property
     def _max_tokens(self) -> int:
@@ -289,6 +363,11 @@ class _Window:
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     found = errors.exceptions[0]
     return _first(cast("BaseExceptionGroup[BaseException]", found)) if isinstance(found, BaseExceptionGroup) else found
+
+
+def _misread(broken: Broken) -> bool:
+    """Whether an answer came with status 200 that says nothing usable."""
+    return broken.boundary is Boundary.SERVER and broken.status is None
 
 
 def _failure(request: PhysicalRequest, broken: Broken) -> Failure:

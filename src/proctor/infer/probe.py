@@ -4,15 +4,18 @@ A few tokens are generated greedily with their log-probabilities. Scoring the pr
 give the same numbers at the same places. A server that ignores `echo`, or reports each value one position off
 (and says 200), is thereby told from one that is right. Then: may nothing be generated beside the echo, and are
 lists of prompts answered in order.
+
+Where the server returns the log-probabilities of chosen next tokens, `infer.canary` says whether it does so rightly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from proctor.errors import ProbeError
+from proctor.infer.canary import Mixing, prefix_cache, try_next_tokens
 from proctor.infer.client import Client
 from proctor.infer.dialect import Dialect
 from proctor.infer.engine import Passage
@@ -25,6 +28,7 @@ from proctor.infer.loglikelihood import (
     score_by_echo,
     score_by_forcing,
 )
+from proctor.infer.next_tokens import Costs
 from proctor.infer.tokenizer import Tokenizer
 
 PROMPT: Final = "The capital of France is Paris, the capital of Italy is Rome, and the capital of Spain"
@@ -48,6 +52,10 @@ class Conformance:
     """Lists of prompts are answered each, in order."""
     error: float = 0.0
     """Mean difference seen between scoring and generation, in nats a token."""
+    next_tokens: Mixing = "no"
+    """Whether chosen next tokens are scored rightly, and beside what."""
+    costs: Costs = field(default_factory=Costs)
+    """What decides between echo and next tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +76,7 @@ async def probe(
     *,
     dialect: Dialect,
     tokenizer: Tokenizer | None,
-    wanted: Literal["auto", "echo", "forced"] = "auto",
+    wanted: Literal["auto", "echo", "next-token", "forced"] = "auto",
     extra: dict[str, Any] | None = None,
 ) -> Conformance:
     """Find a right way to score. Raises ProbeError with what was seen if there is none, or `wanted` is not one."""
@@ -79,12 +87,16 @@ async def probe(
     seen: list[str] = []
     forcing_first = dialect is Dialect.LLAMA_CPP
     for method in ("forced", "echo") if forcing_first else ("echo", "forced"):
-        if wanted not in ("auto", method):
+        if wanted not in ("auto", method) and (wanted, method) != ("next-token", "echo"):
             continue
-        found = await (_try_echo if method == "echo" else _try_forced)(client, tuple(ids), tokenizer, extra)
-        if isinstance(found, Conformance):
+        if method == "forced":
+            found = await _try_forced(client, tuple(ids), tokenizer, extra)
+        else:
+            found = await _try_echo(client, tuple(ids), tokenizer, extra, next_tokens=wanted != "echo")
+        if isinstance(found, Conformance) and (wanted != "next-token" or found.next_tokens != "no"):
             return found
-        seen.append(f"{method}: {found}")
+        what = found if isinstance(found, str) else "`logprob_token_ids` is ignored, or wrong"
+        seen.append(f"{wanted if wanted == 'next-token' else method}: {what}")
     raise ProbeError(
         f"no way to measure log-likelihoods on this server is right. {'; '.join(seen)}",
         hint="serve the model with vLLM or llama.cpp's own server, or use engine {type: lm_eval}; "
@@ -93,7 +105,7 @@ async def probe(
 
 
 async def _try_echo(
-    client: Client, ids: tuple[int, ...], tokenizer: Tokenizer, extra: dict[str, Any]
+    client: Client, ids: tuple[int, ...], tokenizer: Tokenizer, extra: dict[str, Any], *, next_tokens: bool
 ) -> Conformance | str:
     sample = await _generate(client, ids, tokenizer, extra)
     if isinstance(sample, str):
@@ -103,7 +115,20 @@ async def _try_echo(
         outcome = await _echo_error(client, sample, max_tokens, extra)
         if isinstance(outcome, float):
             lists = await _lists_work(client, sample, max_tokens, extra)
-            return Conformance(method="echo", max_tokens=max_tokens, lists=lists, error=outcome)
+            mixing: Mixing = "no"
+            if next_tokens:
+                tolerance = min(TOLERANCE, NOISE + 4 * outcome)
+                mixing = await try_next_tokens(
+                    client, sample.passage, sample.logprobs, max_tokens=max_tokens, tolerance=tolerance, extra=extra
+                )
+            return Conformance(
+                method="echo",
+                max_tokens=max_tokens,
+                lists=lists,
+                error=outcome,
+                next_tokens=mixing,
+                costs=await prefix_cache(client) if mixing != "no" else Costs(),
+            )
     return str(outcome)
 
 

@@ -89,6 +89,11 @@ class Resolver:
         self._rules: Rules | None = None
         self._extra_body = canonical_json(spec.extra_body)
 
+    @property
+    def local(self) -> bool:
+        """Whether no server is asked: the tokenizer is a file, or texts are sent as they are."""
+        return not isinstance(self._source, ServerSide)
+
     async def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, loaded once; None where only text can be sent. Raises ModelError, ServerError."""
         if self._tokenizer is None:

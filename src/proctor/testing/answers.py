@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from proctor.infer.fake_model import END, FakeModel, decode, encode
+from proctor.infer.next_tokens import MOST_IDS
 from proctor.testing.options import ServerOptions
 
 _STRINGS = [decode([i]) if i < 128 else f"<0x{i:02X}>" for i in range(256)]
@@ -26,6 +27,14 @@ _BEGINS_CHARACTER: Final = range(0xC2, 0xF5)
 
 class Refused(ValueError):
     """The request is answered with a status of 400."""
+
+
+def spoilt(answer: Answer) -> Answer:
+    """As one server answers next tokens beside other kinds of requests: what is not the likeliest is -9999."""
+    for choice in answer.body["choices"]:
+        found = choice["logprobs"]
+        found["top_logprobs"] = [dict.fromkeys(found["top_logprobs"][0], -9999.0)]
+    return answer
 
 
 @dataclass(slots=True)
@@ -149,11 +158,25 @@ class Answerer:
             choice["token_ids"] = tokens
         if body.get("logprobs") is not None and not chat:
             choice["logprobs"] = self._logprobs(ids, tokens, logprobs, echo=echo)
+            if body.get("logprob_token_ids") and self._options.next_tokens != "ignored":
+                choice["logprobs"] |= self._next_tokens(body, ids, tokens[0], logprobs[0])
         if chat:
             choice["message"] = {"role": "assistant", "content": text}
         else:
             choice["text"] = decode(ids) + text if echo else text
         return choice, len(tokens)
+
+    def _next_tokens(self, body: Mapping[str, Any], ids: list[int], token: int, logprob: float) -> dict[str, Any]:
+        state = self._model.read(self._model.seed, ids)
+        wanted = cast("list[int]", body["logprob_token_ids"])
+        if len(wanted) > MOST_IDS:
+            raise Refused(f"logprob_token_ids has {len(wanted)} entries, {MOST_IDS} are allowed")
+        values = {token: logprob, **{t: self._model.logprob(state, t) for t in wanted}}
+        return {
+            "tokens": [f"token_id:{token}"],
+            "token_logprobs": [logprob],
+            "top_logprobs": [{f"token_id:{t}": value for t, value in values.items()}],
+        }
 
     def _check_length(self, ids: list[int], max_tokens: int) -> None:
         if not ids:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from proctor.infer.fake_model import BEGIN, encode
 from proctor.infer.server import Backend
-from proctor.testing.answers import Answer, Answerer, Refused, chat_prompt, prompts_of
+from proctor.testing.answers import Answer, Answerer, Refused, chat_prompt, prompts_of, spoilt
 from proctor.testing.options import ServerOptions
 
 JSON: Final = "application/json"
@@ -66,6 +66,9 @@ class FakeServer:
         self._journal: int | None = None
         self._bodies: int | None = None
         self._ready_at = 0.0
+        self._next_tokens = 0
+        """Requests in flight that want chosen next tokens."""
+        self._spoilt = False
         self._stalled = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -103,6 +106,10 @@ class FakeServer:
     def backend(self) -> Backend:
         """The server as the engine wants it."""
         return Backend(url=self.url, api_key=self.options.api_key, served_model=self.options.served_model)
+
+    def break_next_tokens(self) -> None:
+        """From now on chosen next tokens come back without values."""
+        self._spoilt = True
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -147,12 +154,16 @@ class FakeServer:
             os._exit(1)
         stats.in_flight += 1
         stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
+        body: dict[str, Any] = {}
         try:
-            return await self._answer(request, path, orjson.loads(await request.read()))
+            body = orjson.loads(await request.read())
+            self._next_tokens += "logprob_token_ids" in body
+            return await self._answer(request, path, body)
         except Refused as refused:
             return _error(400, str(refused))
         finally:
             stats.in_flight -= 1
+            self._next_tokens -= "logprob_token_ids" in body
 
     async def _answer(self, request: web.BaseRequest, path: str, body: dict[str, Any]) -> web.StreamResponse:
         if time.monotonic() < self._ready_at:
@@ -173,6 +184,9 @@ class FakeServer:
         if fault is not None:
             return await self._fail(request, fault, answer)
         self.stats.answered += 1
+        mixed = self.options.next_tokens == "spoilt" and self.stats.in_flight > self._next_tokens
+        if "logprob_token_ids" in body and (mixed or self._spoilt):
+            answer = spoilt(answer)
         return web.Response(body=orjson.dumps(answer.body), content_type=JSON)
 
     def _compute(self, body: dict[str, Any], path: str) -> Answer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 EchoMode = Literal["right", "ignored", "shifted"]
+NextTokensMode = Literal["right", "ignored", "spoilt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class ServerOptions:
     latency: Latency = field(default_factory=Latency)
     faults: Faults = field(default_factory=Faults)
     echo: EchoMode = "right"
+    next_tokens: NextTokensMode = "right"
+    """`logprob_token_ids`; spoilt: nothing but -9999 while requests of other kinds are in flight."""
     echo_zero: bool = True
     """Whether max_tokens 0 is allowed beside echo."""
     native: bool = False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from proctor.errors import ProbeError, ServerError
 from proctor.infer.engine import Engine
 from proctor.infer.server import Server
-from proctor.records import Answer, Failure, Response, Shard
+from proctor.records import METHODS, Answer, Failure, Response, Shard
 from proctor.store import Answers, Ledger, Store, Writer
 from proctor.worker.events import EventLog
 from proctor.worker.feed import Feed
@@ -183,7 +183,8 @@ class Session:
         """Let the store say what `engine_id` stands for. Generations carry the id of the engine without a method."""
         if engine_id in self._named:
             return
-        for info in (self._engine.info, replace(self._engine.info, method="")):
+        known = self._engine.info
+        for info in (known, *(replace(known, method=method) for method in METHODS)):
             if info.id == engine_id:
                 self._named.add(engine_id)
                 await self._writer.engine(info)

@@ -102,7 +102,7 @@ async def test_a_list_that_is_refused_as_a_whole_is_asked_one_by_one(connect: An
     short = [Request(kind=Kind.LOGLIKELIHOOD, text="y", continuation=f" {i}") for i in range(3)]
     async with (
         FakeServer(ServerOptions(max_model_len=150)) as server,
-        connect(lambda: [server.backend], batch_size=4) as engine,
+        connect(lambda: [server.backend], batch_size=4, loglikelihood="echo") as engine,
     ):
         answers = {a.key: a for a in await ask(engine, [*short, long])}
         # The list, and each of its four prompts.

@@ -1,0 +1,217 @@
+"""Scoring by chosen next tokens: the same numbers as echo, from fewer and shorter requests, or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proctor.errors import ProbeError
+from proctor.infer.engine import Passage, PhysicalRequest
+from proctor.infer.next_tokens import (
+    MOST_IDS,
+    Costs,
+    Next,
+    assemble,
+    cheaper_by_places,
+    echo_cost,
+    places,
+    places_cost,
+    same_context,
+)
+from proctor.infer.openai import OpenAIEngine
+from proctor.records import Answer, Kind, Request, Response
+from proctor.testing import FakeServer, Latency, ServerOptions
+
+LETTERS = [Request(kind=Kind.LOGLIKELIHOOD, text="Q: which?" * 40, continuation=c) for c in "ABCD"]
+WORDS = [
+    Request(kind=Kind.LOGLIKELIHOOD, text="The capital is" * 40, continuation=c)
+    for c in (" Rome", " Riga", " Rom", " x")
+]
+SAMPLED = json.dumps({"do_sample": True, "temperature": 1.0, "top_k": 5, "max_gen_toks": 8})
+
+
+async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> dict[str, Response]:
+    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
+
+    async def feed() -> AsyncIterator[PhysicalRequest]:
+        for one in resolved:
+            yield one
+
+    answers: list[Answer] = [answer async for answer in engine.run(feed())]
+    assert all(isinstance(a, Response) for a in answers), answers
+    return {a.key: a for a in answers if isinstance(a, Response)}
+
+
+def bodies(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- pure ---
+
+passages_of_one_context = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=6).map(
+    lambda ends: [Passage(token_ids=(9, 9, 9, *end), scored=len(end)) for end in ends]
+)
+
+
+@given(passages_of_one_context)
+def test_places_cover_every_scored_token_once(passages: list[Passage]) -> None:
+    found = places(passages)
+    asked = [(place.prompt, token) for place in found for token in place.wanted]
+    needed = {
+        (p.token_ids[:at], p.token_ids[at])
+        for p in passages
+        for at in range(len(p.token_ids) - p.scored, len(p.token_ids))
+    }
+    assert len(asked) == len(set(asked)) == len(needed)
+    assert set(asked) == needed
+    assert found[0].prompt == (9, 9, 9)
+
+
+@given(passages_of_one_context)
+def test_a_passage_is_put_together_from_its_places(passages: list[Passage]) -> None:
+    def value(prompt: tuple[int, ...], token: int) -> float:
+        return -float(sum(prompt) * 7 + token) / 100
+
+    answers: dict[tuple[int, ...], dict[int, Next]] = {}
+    for place in places(passages):
+        one = Next({t: value(place.prompt, t) for t in place.wanted}, top=3, top_logprob=value(place.prompt, 3))
+        answers.setdefault(place.prompt, {}).update(dict.fromkeys(place.wanted, one))
+    for passage in passages:
+        values, greedy = assemble(passage, answers)
+        ids = passage.token_ids
+        assert values == tuple(value(ids[:at], ids[at]) for at in range(3, len(ids)))
+        assert greedy is all(value(ids[:at], ids[at]) >= value(ids[:at], 3) for at in range(3, len(ids)))
+
+
+def test_no_place_wants_more_tokens_than_a_server_gives() -> None:
+    found = places([Passage(token_ids=(1, 2, token), scored=1) for token in range(300)])
+    assert [len(p.wanted) for p in found] == [MOST_IDS, MOST_IDS, 300 - 2 * MOST_IDS]
+    assert {p.prompt for p in found} == {(1, 2)}
+
+
+def of(context: int, *lengths: int) -> list[Passage]:
+    shared = tuple(range(context))
+    return [
+        Passage(token_ids=(*shared, *(1000 * (i + 1) + j for j in range(n))), scored=n) for i, n in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("passages", "costs", "by_places"),
+    [
+        (of(500, 1, 1, 1, 1), Costs(), True),
+        (of(500, 1, 1, 1, 1), Costs(cached=False), True),  # one request: no cache is needed
+        (of(1000, 4, 2, 6, 3), Costs(), True),
+        (of(1000, 4, 2, 6, 3), Costs(cached=False), False),
+        (of(1000, 4, 2, 6, 3), Costs(block=2048), False),  # the context never fills a block
+        (of(60, 25, 25, 25, 25), Costs(), False),
+        (of(500, 3), Costs(), False),  # nothing to share
+        (of(500, 1), Costs(), True),  # only the last place needs its logits
+    ],
+)
+def test_the_cheaper_way(passages: list[Passage], costs: Costs, by_places: bool) -> None:
+    assert cheaper_by_places(passages, costs) is by_places
+    assert (places_cost(places(passages), costs) < echo_cost(passages, costs)) is by_places
+
+
+def test_contexts_are_compared_token_by_token() -> None:
+    assert same_context(Passage(token_ids=(1, 2, 3), scored=1), Passage(token_ids=(1, 2, 4, 5), scored=2))
+    assert not same_context(Passage(token_ids=(1, 2, 3), scored=1), Passage(token_ids=(1, 3, 3), scored=1))
+    assert not same_context(Passage(token_ids=(1, 2, 3), scored=1), Passage(token_ids=(1, 2, 3), scored=2))
+
+
+# --- over HTTP ---
+
+
+@pytest.mark.parametrize("requests", [LETTERS, WORDS, LETTERS + WORDS], ids=["letters", "words", "both"])
+async def test_the_numbers_are_those_of_echo(connect: Any, requests: list[Request]) -> None:
+    async with FakeServer() as server:
+        async with connect(lambda: [server.backend], loglikelihood="echo") as engine:
+            expected = await ask(engine, requests)
+        async with connect(lambda: [server.backend], loglikelihood="next-token") as engine:
+            found = await ask(engine, requests)
+    for key, right in expected.items():
+        assert found[key].token_logprobs == pytest.approx(right.token_logprobs)
+        assert (found[key].is_greedy, found[key].logprob) == (right.is_greedy, pytest.approx(right.logprob))
+        assert found[key].physical_key == right.physical_key
+        assert found[key].engine_id != right.engine_id  # the method is recorded
+
+
+async def test_single_token_choices_of_one_question_are_one_request(connect: Any, tmp_path: Path) -> None:
+    log = tmp_path / "bodies"
+    async with FakeServer(ServerOptions(bodies=str(log))) as server, connect(lambda: [server.backend]) as engine:
+        await engine.prove()
+        before = len(bodies(log))
+        await ask(engine, LETTERS)
+        sent = bodies(log)[before:]
+    assert len(sent) == 1
+    assert sorted(sent[0]["logprob_token_ids"]) == [*b"ABCD"]
+
+
+async def test_the_context_of_long_choices_is_asked_before_the_rest(connect: Any, tmp_path: Path) -> None:
+    log = tmp_path / "bodies"
+    options = ServerOptions(bodies=str(log))
+    async with FakeServer(options) as server, connect(lambda: [server.backend], loglikelihood="next-token") as engine:
+        await engine.prove()
+        before = len(bodies(log))
+        await ask(engine, WORDS)
+        sent = bodies(log)[before:]
+    # " ": all four; " R": o, i; " Ro": m twice; " Rom": e, and " Ri": g, " Rig": a; the first byte is shared by all.
+    assert len(sent[0]["prompt"]) == min(len(b["prompt"]) for b in sent)
+    assert len(sent) == 7
+    assert "echo" not in sent[0]
+
+
+@pytest.mark.parametrize("mode", ["ignored"])
+async def test_a_server_that_ignores_the_field_is_asked_by_echo(connect: Any, mode: Any) -> None:
+    async with FakeServer(ServerOptions(next_tokens=mode)) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            await ask(engine, LETTERS)
+            assert engine.conformance is not None
+            assert engine.conformance.next_tokens == "no"
+        async with connect(lambda: [server.backend], loglikelihood="next-token") as engine:
+            with pytest.raises(ProbeError, match="logprob_token_ids"):
+                await ask(engine, LETTERS)
+
+
+async def test_kinds_that_spoil_each_other_are_never_in_flight_together(connect: Any) -> None:
+    generations = [Request(kind=Kind.GENERATE, text=f"Say {i}", arguments=SAMPLED) for i in range(12)]
+    mixed = [one for pair in zip(generations, LETTERS * 3, strict=True) for one in pair]
+    requests = [
+        Request(kind=r.kind, text=f"{i} {r.text}", continuation=r.continuation, arguments=r.arguments)
+        for i, r in enumerate(mixed)
+    ]
+    async with FakeServer() as server, connect(lambda: [server.backend], loglikelihood="echo") as engine:
+        expected = await ask(engine, requests)
+    options = ServerOptions(next_tokens="spoilt", latency=Latency(fixed_s=0.02))
+    async with FakeServer(options) as server:
+        async with connect(lambda: [server.backend], loglikelihood="next-token") as engine:
+            found = await ask(engine, requests)
+            assert engine.conformance is not None
+            assert engine.conformance.next_tokens == "alone"
+        assert server.stats.max_in_flight > 1
+    assert {k: (r.logprob, r.text) for k, r in found.items()} == {
+        k: (pytest.approx(r.logprob) if r.logprob is not None else None, r.text) for k, r in expected.items()
+    }
+
+
+async def test_a_server_that_is_right_in_company_is_given_company(connect: Any) -> None:
+    async with FakeServer() as server, connect(lambda: [server.backend]) as engine:
+        assert (await engine.prove()).next_tokens == "mixed"
+
+
+async def test_unusable_next_tokens_after_the_canary_are_asked_by_echo(connect: Any) -> None:
+    """Another load than the canary's: the answers cannot be read, and no score is made of them."""
+    async with FakeServer() as server, connect(lambda: [server.backend]) as engine:
+        await engine.prove()
+        server.break_next_tokens()
+        found = await ask(engine, LETTERS)
+    async with FakeServer() as server, connect(lambda: [server.backend], loglikelihood="echo") as engine:
+        expected = await ask(engine, LETTERS)
+    assert {k: r.logprob for k, r in found.items()} == {k: r.logprob for k, r in expected.items()}
