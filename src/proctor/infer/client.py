@@ -165,16 +165,28 @@ class Client:
 
     async def get(self, path: str) -> dict[str, Any] | None:
         """One GET of one server: its JSON object, or None for anything else. Not retried."""
+        raw = await self._get(path)
+        try:
+            value = None if raw is None else orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            return None
+        return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+    async def get_text(self, path: str) -> str | None:
+        """One GET of one server: its text, or None for anything but 200. Not retried."""
+        raw = await self._get(path)
+        return None if raw is None else raw.decode("utf-8", errors="replace")
+
+    async def _get(self, path: str) -> bytes | None:
         router, _ = self._inside()
         route = await router.wait()
         try:
             answer = await route.origin.get(path, self._timeouts.request)
-            value = orjson.loads(answer.body) if answer.status == 200 else None
-        except (OSError, NoHttp, orjson.JSONDecodeError):
+        except (OSError, NoHttp):
             return None
         finally:
             router.release(route)
-        return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+        return answer.body if answer.status == 200 else None
 
     async def try_post(self, path: str, body: Mapping[str, Any], *, named: bool = True) -> dict[str, Any] | None:
         """POST to find out what a server can do: its JSON object, or None if it refuses, whatever the reason."""
