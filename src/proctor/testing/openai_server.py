@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -23,6 +24,11 @@ from proctor.testing.options import ServerOptions
 
 JSON: Final = "application/json"
 COMPLETIONS: Final = ("/v1/completions", "/v1/chat/completions", "/completion")
+_METRICS: Final = {
+    "vllm": ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    "sglang": ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+    "llama.cpp": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+}
 
 
 def prompt_digest(prompt: str | Sequence[int]) -> str:
@@ -58,6 +64,8 @@ class FakeServer:
     def __init__(self, options: ServerOptions | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.options = options or ServerOptions()
         self.stats = Stats()
+        self.slowness = 1.0
+        """Factor of every latency; may be changed while it runs."""
         self._host = host
         self._port = port
         self._answerer = Answerer(self.options)
@@ -70,6 +78,9 @@ class FakeServer:
         """Requests in flight that want chosen next tokens."""
         self._spoilt = False
         self._stalled = asyncio.Event()
+        slots = self.options.latency.slots
+        self._slots = asyncio.Semaphore(slots) if slots else None
+        self._running = 0
 
     async def __aenter__(self) -> Self:
         self._ready_at = time.monotonic() + self.options.slow_start_s
@@ -78,7 +89,9 @@ class FakeServer:
         if self.options.bodies is not None:
             self._bodies = _appending(self.options.bodies)
         self._runner = web.ServerRunner(
-            web.Server(self._handle, access_log=None), handle_signals=False, shutdown_timeout=0.1
+            web.Server(self._handle, handler_cancellation=True, access_log=None),
+            handle_signals=False,
+            shutdown_timeout=0.1,
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port)
@@ -130,13 +143,24 @@ class FakeServer:
             model = {"id": self.options.served_model, "object": "model", "max_model_len": self.options.max_model_len}
             return _json({"object": "list", "data": [model]})
         if path == "/metrics":
-            lines = (f"fake_requests_total {self.stats.requests}", f"fake_answered_total {self.stats.answered}")
-            return web.Response(text="\n".join(lines) + "\n")
+            return web.Response(text=self._metrics())
         if path == "/version" and not self.options.native:
             return _json({"version": "0.0-fake"})
         if path == "/props" and self.options.native:
             return _json({"default_generation_settings": {}, "bos_token": "<s>", "eos_token": "</s>"})
         return _error(404, "not found")
+
+    def _metrics(self) -> str:
+        lines = [f"fake_requests_total {self.stats.requests}", f"fake_answered_total {self.stats.answered}"]
+        if self.options.metrics:
+            running, waiting = _METRICS[self.options.metrics]
+            labels = "" if self.options.metrics == "llama.cpp" else '{model_name="default"}'
+            lines += [f"{running}{labels} {self._running}.0", f"{waiting}{labels} {self._waiting}.0"]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def _waiting(self) -> int:
+        return self.stats.in_flight - self._running
 
     def _tokenize(self, body: dict[str, Any]) -> web.Response:
         text = body.get("content" if self.options.native else "prompt")
@@ -178,10 +202,18 @@ class FakeServer:
         if fault is not None:
             self.stats.faults[fault] += 1
         answer = self._compute(body, path)
-        delay = self._delay(answer.generated)
-        if delay > 0:
-            await asyncio.sleep(delay)
-        if fault is not None:
+        async with self._slots or contextlib.nullcontext():
+            self._running += 1
+            try:
+                delay = self._delay(answer.generated)
+                if delay > 0:
+                    await asyncio.sleep(delay)
+            finally:
+                self._running -= 1
+        if fault == "stall" and self.options.faults.stall_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stalled.wait(), self.options.faults.stall_s)
+        elif fault is not None:
             return await self._fail(request, fault, answer)
         self.stats.answered += 1
         mixed = self.options.next_tokens == "spoilt" and self.stats.in_flight > self._next_tokens
@@ -212,6 +244,8 @@ class FakeServer:
 
     def _draw_fault(self) -> str | None:
         faults = self.options.faults
+        if faults.room and self.stats.in_flight > faults.room:
+            return "rate_limited"
         drawn = self._random.random()
         for name in ("rate_limited", "server_error", "reset", "stall", "truncated", "error_body"):
             drawn -= getattr(faults, name)
@@ -240,7 +274,7 @@ class FakeServer:
         delay = latency.fixed_s + latency.per_token_s * generated
         if latency.lognormal_s > 0:
             delay += latency.lognormal_s * self._random.lognormvariate(0.0, latency.sigma)
-        return delay
+        return delay * self.slowness
 
 
 def _appending(path: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 EchoMode = Literal["right", "ignored", "shifted"]
+MetricsOf = Literal["", "vllm", "sglang", "llama.cpp"]
 NextTokensMode = Literal["right", "ignored", "spoilt"]
 
 
@@ -21,6 +22,8 @@ class Latency:
     """Its standard deviation, in the logarithm."""
     per_token_s: float = 0.0
     """For each generated token."""
+    slots: int = 0
+    """So many completions are worked on at a time, and the others wait in order of arrival; 0: all at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +37,16 @@ class Faults:
     reset: float = 0.0
     """The connection is cut without an answer."""
     stall: float = 0.0
-    """No answer at all until the client gives up."""
+    """No answer for `stall_s`."""
     truncated: float = 0.0
     """200 with half of the JSON text."""
     error_body: float = 0.0
     """200 with an error object."""
     retry_after_s: float = 0.05
+    stall_s: float = 0.0
+    """Then the answer comes; 0: it never does."""
+    room: int = 0
+    """429 for what comes while so many are in flight; 0: none is refused for that."""
     seed: int = 0
 
 
@@ -59,6 +66,8 @@ class ServerOptions:
     """Whether max_tokens 0 is allowed beside echo."""
     native: bool = False
     """Offer llama.cpp's /completion, /props and /tokenize instead of vLLM's /version and /tokenize."""
+    metrics: MetricsOf = ""
+    """Whose names /metrics has for what runs and what waits; empty: none of that."""
     tokenize: bool = True
     """Offer /tokenize."""
     max_model_len: int = 1_000_000
