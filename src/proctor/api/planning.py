@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from proctor.plan import (
     TaskRequests,
     recommended_workers,
 )
-from proctor.plan.shards import MAX_SHARD_S, MIN_SHARD_S
+from proctor.plan.shards import MIN_SHARD_S
 from proctor.records import Suite
 from proctor.store import Store
 from proctor.store.completion import Completion
@@ -74,7 +75,7 @@ def make_plan(
     strategy = Strategy(name=chosen.strategy, **chosen.model_dump(exclude={"strategy"}))
     priced = {kind: Priced.of(table, r.cost, lengths) for kind, r in rates.items()}
     makers = {
-        kind: _Maker(priced=priced[kind], rates=r, strategy=strategy, max_s=max_shard_s or MAX_SHARD_S)
+        kind: _Maker(priced=priced[kind], rates=r, strategy=strategy, limit_s=max_shard_s or math.inf)
         for kind, r in rates.items()
     }
     models = tuple(makers[model_class(t)].model_plan(t, s) for t, s in zip(targets, states, strict=True))
@@ -162,10 +163,10 @@ class _Totals:
 class _Maker:
     """Plans of the models of one class."""
 
-    def __init__(self, *, priced: Priced, rates: Rates, strategy: Strategy, max_s: float) -> None:
+    def __init__(self, *, priced: Priced, rates: Rates, strategy: Strategy, limit_s: float) -> None:
         self._priced = priced
         self._rates = rates
-        self._max_s = max_s
+        self._limit_s = limit_s
         self._cutter = Cutter(priced, strategy)
         self._totals: dict[bytes, _Totals] = {}
 
@@ -174,7 +175,8 @@ class _Maker:
         if totals is None:
             totals = self._totals[state.digest] = self._count(state)
         workers = self._workers(target, totals)
-        cut = self._cutter.cut(state.owed & self._priced.table.first, ShardSizes(workers=workers, max_s=self._max_s))
+        sizes = ShardSizes(workers=workers, limit_s=self._limit_s)
+        cut = self._cutter.cut(state.owed & self._priced.table.first, sizes)
         return ModelPlan(
             model=target.id,
             display_name=target.entry.display_name,

@@ -34,7 +34,7 @@ from proctor.launch.slurm.submission import submit as submit_one
 from proctor.launch.slurm_script import JobScript, Variable, log_pattern, scoring_script, worker_script
 from proctor.plan import Plan
 from proctor.plan.forecast import TimeLimit, recommended_workers, time_limit
-from proctor.plan.shards import MAX_SHARD_S, MIN_SHARD_S
+from proctor.plan.shards import MIN_SHARD_S
 from proctor.records import Boundary
 from proctor.report.submission import ArrayPlan
 from proctor.store import Store
@@ -123,14 +123,18 @@ async def submit(
         return nothing
     site = await look(progress)
     drafts = draft(context, targets, plan, site, select=select)
-    fits_s = min((d.shard_s for d in drafts), default=MAX_SHARD_S)
-    if fits_s < MAX_SHARD_S:
+    fits_s = min((d.shard_s for d in drafts), default=math.inf)
+    largest_s = max(m.largest_shard_s for m in plan.models)
+    if largest_s > fits_s:
         # Finer shards, so that one fits what the time limit leaves.
         plan = await asyncio.to_thread(planned, max_shard_s=fits_s)
         drafts = draft(context, targets, plan, site, select=select)
     await asyncio.to_thread(list_needs, context, store, targets, recorded, drafts)
     drafts = _limited(drafts, select.limit)
     warnings = () if dry_run else await _release_stuck(context, site)
+    if plan.strategy != "balanced" and largest_s > fits_s:
+        words = f"shards of {largest_s:.0f} s do not fit the time limit, which leaves {fits_s:.0f} s; they were cut"
+        warnings = (*warnings, f"plan.strategy {plan.strategy}: {words}")
     result = replace(
         nothing,
         plan=plan,

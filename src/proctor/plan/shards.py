@@ -9,6 +9,7 @@ predictions are wrong, and a first shard that takes longer than predicted must s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, overload
@@ -35,6 +36,9 @@ class ShardSizes:
     min_s: float = MIN_SHARD_S
     max_s: float = MAX_SHARD_S
     max_requests: int = MAX_SHARD_REQUESTS
+    limit_s: float = math.inf
+    """What fits a time limit: whatever the strategy, a shard that is predicted to take longer is cut. A single request
+    that does is a shard of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +198,7 @@ def guided_ends(cost: NDArray[np.float64], sizes: ShardSizes) -> Iterator[int]:
         return
     ends = np.cumsum(cost)
     total = float(ends[-1])
-    largest = max(sizes.max_s, sizes.min_s)
+    largest = min(max(sizes.max_s, sizes.min_s), sizes.limit_s)
     start = 0
     while start < len(cost):
         done = float(ends[start - 1]) if start else 0.0
@@ -202,6 +206,25 @@ def guided_ends(cost: NDArray[np.float64], sizes: ShardSizes) -> Iterator[int]:
         stop = int(np.searchsorted(ends, done + size, side="right"))
         start = min(max(stop, start + 1), start + sizes.max_requests, len(cost))
         yield start
+
+
+def fitting_ends(cost: NDArray[np.float64], ends: NDArray[np.int64], limit_s: float) -> NDArray[np.int64]:
+    """`ends` of stretches of requests, and those at which every stretch is cut that costs more than `limit_s`.
+
+    Pieces are as long as fits. A single request above the limit stands alone.
+    """
+    found: list[int] = []
+    start = 0
+    for end in ends.tolist():
+        summed = np.cumsum(cost[start:end])
+        done, at = 0.0, 0
+        while at < len(summed):
+            # An even cut would leave no short piece, but could not promise that each fits.
+            at = max(int(np.searchsorted(summed, done + limit_s, side="right")), at + 1)
+            done = float(summed[at - 1])
+            found.append(start + at)
+        start = end
+    return np.array(found, dtype=np.int64)
 
 
 def stretch_sums(cost: NDArray[np.float64], ends: NDArray[np.int64]) -> NDArray[np.float64]:

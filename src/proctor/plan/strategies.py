@@ -1,7 +1,8 @@
 """Strategy names to shards: `balanced` cuts by cost, the published ones by their own rules.
 
 Under a published strategy a dataset is a task of the run, a part is a range of its documents, and a task of theirs,
-which one job would run, is one shard. A dataset or part that owes nothing is skipped, as their finished output is.
+which one job would run, is one shard, or several where it does not fit a time limit. A dataset or part that owes
+nothing is skipped, as their finished output is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from proctor.plan.partition import (
 )
 from proctor.plan.partition.published import GEN_TASK_COEF, MAX_TASK_SIZE, MIN_TASK_SIZE
 from proctor.plan.requests import Bits, Priced, RequestTable, TaskRequests
-from proctor.plan.shards import AskingOrder, Cut, ShardSizes, cut_owed, longest_documents_first, stretch_sums
+from proctor.plan.shards import (
+    AskingOrder,
+    Cut,
+    ShardSizes,
+    cut_owed,
+    fitting_ends,
+    longest_documents_first,
+    stretch_sums,
+)
 
 StrategyName = Literal["balanced", "naive", "size", "workers"]
 
@@ -76,6 +85,7 @@ class Cutter:
         shards = [rows for rows in named_rows(table, wanted, self._strategy, sizes.workers) if len(rows)]
         rows = np.concatenate([*shards, np.empty(0, np.int64)]).astype(np.int32)
         ends = np.cumsum([len(r) for r in shards]).astype(np.int64)
+        ends = fitting_ends(cost[rows], ends, sizes.limit_s)
         found = stretch_sums(cost[rows], ends)
         return Cut(order=AskingOrder(table=table, rows=rows, cost_s=cost[rows]), owed=owed, ends=ends, cost_s=found)
 

@@ -61,6 +61,13 @@ class ModelPlan:
     """Damaged rows that the reader found in the store for these weights; what they held is owed again."""
 
     @property
+    def largest_shard_s(self) -> float:
+        """What the dearest shard is predicted to take, in seconds; 0 where there is none."""
+        if isinstance(self.shards, Shards):
+            return float(self.shards.cut.cost_s.max(initial=0.0))
+        return max((s.cost_s for s in self.shards), default=0.0)
+
+    @property
     def owed(self) -> int:
         """Distinct requests still to be asked."""
         if isinstance(self.shards, Shards):

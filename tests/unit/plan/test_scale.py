@@ -136,3 +136,34 @@ def test_models_with_the_same_cut_share_their_rows_on_disk(tmp_path: Path) -> No
     assert directory.plan.stat().st_size < 2 * alone
     assert directory.read_shards("m49") == list(Shards("m49", cut))
     assert directory.read_shards("other") == []
+
+
+@given(
+    tables,
+    st.sampled_from(["balanced", "naive", "size", "workers"]),
+    st.floats(0.05, 30, allow_subnormal=False),
+)
+def test_whatever_the_strategy_a_shard_fits_the_time_limit(
+    tasks: list[TaskRequests], name: StrategyName, limit_s: float
+) -> None:
+    table = RequestTable.of(tasks)
+    priced = Priced.of(table, CostModel())
+    cutter = Cutter(priced, Strategy(name=name, max_task_size=100, min_task_size=3, n=2))
+    free = Shards("m", cutter.cut(table.first, ShardSizes(workers=2)))
+    shards = Shards("m", cutter.cut(table.first, ShardSizes(workers=2, limit_s=limit_s)))
+    assert [i for s in shards for i in s.items] == [i for s in free for i in s.items]
+    assert all(s.cost_s <= limit_s * (1 + 1e-9) or len(s.items) == 1 for s in shards)
+    if all(s.cost_s < limit_s for s in free):
+        assert shards == free
+
+
+def test_a_shard_that_does_not_fit_is_cut_where_it_stops_to_fit() -> None:
+    table = RequestTable.of([task("a", list(range(6)), cap=0), task("b", [10, 11], cap=0)])
+    priced = Priced.of(table, CostModel(prefill_tokens_s=1e9, request_s=1.0))
+    strategy = Strategy(name="naive")
+    cut = Cutter(priced, strategy).cut(table.first, ShardSizes(limit_s=2.5))
+    assert [len(s.items) for s in Shards("m", cut)] == [2, 2, 2, 2]
+    cut = Cutter(priced, strategy).cut(table.first, ShardSizes(limit_s=5.5))
+    assert [len(s.items) for s in Shards("m", cut)] == [5, 1, 2]
+    cut = Cutter(priced, strategy).cut(table.first, ShardSizes(limit_s=0.5))
+    assert [len(s.items) for s in Shards("m", cut)] == [1] * 8
