@@ -21,7 +21,7 @@ from proctor.infer.next_tokens import Costs, Place
 Mixing = Literal["no", "alone", "mixed"]
 """Chosen next tokens are scored: not rightly; rightly beside nothing else; rightly beside anything."""
 
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 _NOISY: Final = 0.03
 """A tolerance from which on the server's numbers are those of bf16 or of quantised weights."""
 _BLOCK: Final = re.compile(r'^\w+:cache_config_info\{[^}]*?\bblock_size="(\d+)"', re.MULTILINE)

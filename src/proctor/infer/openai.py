@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 from proctor.config.spec import OpenAIEngine as OpenAISpec
+from proctor.infer.canary import Mixing, try_next_tokens
 from proctor.infer.client import Broken, Client, Retries, Timeouts
 from proctor.infer.dialect import NATIVE, Dialect, find_dialect, generation_body, read_generation
 from proctor.infer.engine import Passage, PhysicalRequest
@@ -22,7 +23,7 @@ from proctor.infer.loglikelihood import (
     score_text_by_echo,
 )
 from proctor.infer.next_tokens import cheaper_by_places, same_context
-from proctor.infer.probe import Conformance, probe
+from proctor.infer.probe import Conformance, probe, refusal
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
 from proctor.infer.server import Backend, Load
@@ -116,7 +117,29 @@ class OpenAIEngine:
                     wanted=self._spec.loglikelihood,
                     extra=self._extra,
                 )
-            return self._conformance
+        if self._spec.loglikelihood == NEXT_TOKEN and await self._try_next_tokens() == "no":
+            raise refusal(f"{NEXT_TOKEN}: `logprob_token_ids` is ignored, or wrong")
+        return self._conformance
+
+    async def _try_next_tokens(self) -> Mixing:
+        """Run the canary now, once."""
+        async with self._probing:
+            found = self._conformance
+            assert found is not None
+            if found.next_tokens is None:
+                mixing: Mixing = "no"
+                if found.sample is not None and found.method == "echo":
+                    mixing = await try_next_tokens(
+                        self._client,
+                        found.sample.passage,
+                        found.sample.logprobs,
+                        max_tokens=found.max_tokens,
+                        tolerance=found.tolerance,
+                        extra=self._extra,
+                    )
+                found = self._conformance = replace(found, next_tokens=mixing)
+            assert found.next_tokens is not None
+            return found.next_tokens
 
     async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:
         await self._find_dialect()
@@ -177,10 +200,11 @@ class OpenAIEngine:
         found, size = self._conformance, self._spec.batch_size
         if found is None or len(request.passages) != 1 or request.kind not in SCORED:
             return False
-        if size is not None and found.next_tokens == "no":
-            return found.lists and len(held) < size
-        if not found.lists and found.next_tokens == "no":
-            return False
+        if found.next_tokens == "no" or self._spec.loglikelihood == "echo":
+            if not found.lists:
+                return False
+            if size is not None:
+                return len(held) < size
         return len(held) < MOST_TOGETHER and same_context(held[0].passages[0], request.passages[0])
 
     async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
@@ -247,7 +271,7 @@ class OpenAIEngine:
     async def _score_group(self, batch: list[PhysicalRequest]) -> list[Answer]:
         """Score requests with one passage each, of one context unless they are echoed."""
         passages = [r.passages[0] for r in batch]
-        if self._by_next_tokens(passages):
+        if await self._by_next_tokens(passages):
             async with self._turn(NEXT_TOKEN):
                 found = await score_by_next_tokens(self._client, passages, extra=self._extra)
             bad = [one for one in found if isinstance(one, Broken)]
@@ -262,13 +286,17 @@ class OpenAIEngine:
                 found = await self._echo(passages)
         return [self._scored(r, [one]) for r, one in zip(batch, found, strict=True)]
 
-    def _by_next_tokens(self, passages: Sequence[Passage]) -> bool:
-        found = self._conformance
-        if found is None or found.next_tokens == "no" or self._misread >= MISREADINGS:
+    async def _by_next_tokens(self, passages: Sequence[Passage]) -> bool:
+        found, wanted = self._conformance, self._spec.loglikelihood
+        if found is None or found.method != "echo" or wanted not in ("auto", NEXT_TOKEN):
+            return False
+        if found.next_tokens == "no" or self._misread >= MISREADINGS:
             return False
         if not all(p.scored and len(p.token_ids) > p.scored for p in passages):
             return False
-        return self._spec.loglikelihood == NEXT_TOKEN or cheaper_by_places(passages, found.costs)
+        if wanted == "auto" and not cheaper_by_places(passages, found.costs):
+            return False
+        return found.next_tokens is not None or await self._try_next_tokens() != "no"
 
     async def _echo(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
         assert self._conformance is not None

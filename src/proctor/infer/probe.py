@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from proctor.errors import ProbeError
-from proctor.infer.canary import Mixing, prefix_cache, try_next_tokens
+from proctor.infer.canary import Mixing, prefix_cache
 from proctor.infer.client import Client
 from proctor.infer.dialect import Dialect
 from proctor.infer.engine import Passage
@@ -52,10 +52,17 @@ class Conformance:
     """Lists of prompts are answered each, in order."""
     error: float = 0.0
     """Mean difference seen between scoring and generation, in nats a token."""
-    next_tokens: Mixing = "no"
-    """Whether chosen next tokens are scored rightly, and beside what."""
+    sample: Sample | None = None
+    """What was generated, where ids can be sent: what every other way has to reproduce."""
+    next_tokens: Mixing | None = None
+    """Whether chosen next tokens are scored rightly, and beside what; None: not tried, since nothing was cheaper so."""
     costs: Costs = field(default_factory=Costs)
     """What decides between echo and next tokens."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far another way may be from the echoed values, in nats a token."""
+        return min(TOLERANCE, NOISE + 4 * self.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,23 +96,24 @@ async def probe(
     for method in ("forced", "echo") if forcing_first else ("echo", "forced"):
         if wanted not in ("auto", method) and (wanted, method) != ("next-token", "echo"):
             continue
-        if method == "forced":
-            found = await _try_forced(client, tuple(ids), tokenizer, extra)
-        else:
-            found = await _try_echo(client, tuple(ids), tokenizer, extra, next_tokens=wanted != "echo")
-        if isinstance(found, Conformance) and (wanted != "next-token" or found.next_tokens != "no"):
+        found = await (_try_echo if method == "echo" else _try_forced)(client, tuple(ids), tokenizer, extra)
+        if isinstance(found, Conformance):
             return found
-        what = found if isinstance(found, str) else "`logprob_token_ids` is ignored, or wrong"
-        seen.append(f"{wanted if wanted == 'next-token' else method}: {what}")
-    raise ProbeError(
-        f"no way to measure log-likelihoods on this server is right. {'; '.join(seen)}",
+        seen.append(f"{method}: {found}")
+    raise refusal("; ".join(seen))
+
+
+def refusal(seen: str) -> ProbeError:
+    """The error of a server on which no way that is wanted is right."""
+    return ProbeError(
+        f"no way to measure log-likelihoods on this server is right. {seen}",
         hint="serve the model with vLLM or llama.cpp's own server, or use engine {type: lm_eval}; "
         "generative tasks are not affected",
     )
 
 
 async def _try_echo(
-    client: Client, ids: tuple[int, ...], tokenizer: Tokenizer, extra: dict[str, Any], *, next_tokens: bool
+    client: Client, ids: tuple[int, ...], tokenizer: Tokenizer, extra: dict[str, Any]
 ) -> Conformance | str:
     sample = await _generate(client, ids, tokenizer, extra)
     if isinstance(sample, str):
@@ -115,19 +123,9 @@ async def _try_echo(
         outcome = await _echo_error(client, sample, max_tokens, extra)
         if isinstance(outcome, float):
             lists = await _lists_work(client, sample, max_tokens, extra)
-            mixing: Mixing = "no"
-            if next_tokens:
-                tolerance = min(TOLERANCE, NOISE + 4 * outcome)
-                mixing = await try_next_tokens(
-                    client, sample.passage, sample.logprobs, max_tokens=max_tokens, tolerance=tolerance, extra=extra
-                )
+            costs = await prefix_cache(client)
             return Conformance(
-                method="echo",
-                max_tokens=max_tokens,
-                lists=lists,
-                error=outcome,
-                next_tokens=mixing,
-                costs=await prefix_cache(client) if mixing != "no" else Costs(),
+                method="echo", max_tokens=max_tokens, lists=lists, error=outcome, sample=sample, costs=costs
             )
     return str(outcome)
 
