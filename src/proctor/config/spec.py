@@ -352,7 +352,8 @@ class OpenAIEngine(Strict):
     """How log-likelihoods are measured; auto: by the cheapest way that the server was seen to do rightly."""
     batch_size: Whole | None = Field(default=None, ge=1)
     """Prompts in one HTTP call, for log-likelihood by echo; None: the choices of one question."""
-    max_in_flight: Whole = Field(default=64, ge=1)
+    max_in_flight: Whole = Field(default=1024, ge=1)
+    """The most requests at a time at each server; how many there are is found."""
     timeout_s: Number = Field(default=600.0, gt=0)
     retries: Whole = Field(default=5, ge=0)
     seed: Whole = 1234

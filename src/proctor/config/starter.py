@@ -183,7 +183,7 @@ tasks:
 # engine:
 #   type: openai                         # or lm_eval: a model class of lm-evaluation-harness, in process
 #   server: {{type: vllm, replicas: 1, gpus: 1, args: {{dtype: bfloat16}}}}
-#   max_in_flight: 64
+#   max_in_flight: 64                    # at each server, at most; how many there are is found
 
 # launch: {{type: local, workers: 1}}
 # profile: reproducible                  # float32, one request at a time

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from functools import cache
 from typing import Final
 
 from proctor.infer.concurrency import ServerWord
@@ -36,29 +38,21 @@ def read_metrics(text: bytes) -> ServerWord | None:
 def _values(text: bytes, names: tuple[str, ...]) -> list[float]:
     """The samples of the first of `names` that has any: a line is `name{labels} value [time]`."""
     for name in names:
-        wanted = b"\n" + name.encode("ascii")
-        found: list[float] = []
-        at = -1 if text.startswith(wanted[1:]) else text.find(wanted)
-        while at >= -1:
-            start = at + len(wanted)
-            end = text.find(b"\n", start)
-            line = text[start : end if end >= 0 else None]
-            if line[:1] in (b"{", b" "):
-                value = _value(line)
-                if value is not None:
-                    found.append(value)
-            at = text.find(wanted, start)
-            if at < 0:
-                break
-        if found:
-            return found
+        found = [_number(value) for value in _sample(name).findall(text)]
+        good = [value for value in found if value is not None]
+        if good:
+            return good
     return []
 
 
-def _value(line: bytes) -> float | None:
-    words = line.rpartition(b"}")[2].split()
+@cache
+def _sample(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb"^" + re.escape(name.encode("ascii")) + rb"(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
+
+
+def _number(value: bytes) -> float | None:
     try:
-        value = float(words[0])
-    except (ValueError, IndexError):
+        number = float(value)
+    except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return number if math.isfinite(number) else None
