@@ -51,6 +51,66 @@ async def test_passing_faults_are_retried_until_every_answer_is_there(connect: A
         assert server.stats.answered == len(requests)
 
 
+@pytest.mark.parametrize("fault", ["rate_limited", "reset", "stall", "truncated", "error_body"])
+async def test_a_server_that_fails_half_of_the_time(connect: Any, fault: str) -> None:
+    """Finished, correct, each asked no more often than allowed, and what failed says why and may be asked again."""
+    requests = generations(120)
+    async with FakeServer() as sound, connect(lambda: [sound.backend]) as engine:
+        expected = texts(await ask(engine, requests))
+    retries = Retries(attempts=3, base_s=0.001, cap_s=0.01)
+    faults = Faults(**{fault: 0.5}, retry_after_s=0.02, stall_s=60.0, seed=5)  # type: ignore[arg-type]
+    async with (
+        FakeServer(ServerOptions(faults=faults)) as server,
+        connect(lambda: [server.backend], retries=retries, timeout_s=0.3 if fault == "stall" else 30.0) as engine,
+    ):
+        answers = await ask(engine, requests)
+        asked = server.stats.prompts.values()
+    failures = [a for a in answers if isinstance(a, Failure)]
+    found = texts(answers)
+    assert len(answers) == len(requests)
+    assert found == {key: text for key, text in expected.items() if key in found}
+    # 429 is "later", not "no": it costs a quarter.
+    allowed = 1 + 4 * 3 if fault == "rate_limited" else 1 + 3
+    # All that is in flight may stall at once: the server then looks dead, and a failure is not the request's own.
+    spare = 3 if fault == "stall" else 0
+    assert max(asked) <= allowed + spare
+    assert server.stats.faults[fault] > 60
+    names = {
+        "reset": "cut the connection",
+        "stall": "no answer from",
+        "truncated": "no whole JSON",
+        "error_body": "lost",
+    }
+    if fault == "rate_limited":
+        assert not failures
+    else:
+        assert 0 < len(failures) < 30
+        assert all(
+            names[fault] in f.message and f.retryable and allowed <= f.attempts <= allowed + spare for f in failures
+        )
+        boundary = Boundary.TRANSPORT if fault in ("reset", "stall") else Boundary.SERVER
+        assert {f.boundary for f in failures} == {boundary}
+
+
+@pytest.mark.parametrize("fault", ["rate_limited", "reset", "stall", "truncated", "error_body"])
+async def test_where_another_server_works_no_answer_is_missing(connect: Any, fault: str) -> None:
+    requests = generations(120)
+    async with FakeServer() as sound, connect(lambda: [sound.backend]) as engine:
+        expected = texts(await ask(engine, requests))
+    faults = Faults(**{fault: 0.5}, retry_after_s=0.02, stall_s=60.0, seed=5)  # type: ignore[arg-type]
+    async with (
+        FakeServer(ServerOptions(faults=faults)) as bad,
+        FakeServer() as good,
+        connect(
+            lambda: [bad.backend, good.backend],
+            retries=Retries(attempts=3, base_s=0.001, cap_s=0.01),
+            timeout_s=0.3 if fault == "stall" else 30.0,
+        ) as engine,
+    ):
+        assert texts(await ask(engine, requests)) == expected
+        assert bad.stats.faults[fault] > 3
+
+
 async def test_a_stalled_request_is_sent_again_after_its_timeout() -> None:
     options = ServerOptions(faults=Faults(stall=0.5, seed=1))
     retries = Retries(attempts=20, base_s=0.001, cap_s=0.01)
