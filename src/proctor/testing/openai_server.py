@@ -65,7 +65,7 @@ class FakeServer:
         self.options = options or ServerOptions()
         self.stats = Stats()
         self.slowness = 1.0
-        """Factor of every latency; may be changed while it runs."""
+        """Factor of every latency; may be changed while it runs, over HTTP as /__slowness/5."""
         self._host = host
         self._port = port
         self._answerer = Answerer(self.options)
@@ -130,6 +130,9 @@ class FakeServer:
             return await self._complete(request, path)
         if path == "/__stats":
             return _json(self.stats.to_json())
+        if path.startswith("/__slowness/"):
+            self.slowness = float(path.rpartition("/")[2])
+            return _json({})
         if time.monotonic() < self._ready_at:
             return _error(503, "the model is loading")
         if path == "/tokenize" and self.options.tokenize:
