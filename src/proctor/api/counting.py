@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from proctor.api.context import RunContext
 from proctor.api.foreseeing import foreseen
 from proctor.api.jobs import jobs_of
+from proctor.api.measuring import Measured, measured
 from proctor.api.progress import WorkerEvents
 from proctor.api.recording import recorded_suites
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, MissingTool
 from proctor.plan import PlanAgainstActual
 from proctor.records import Failure
-from proctor.report.views import JobsStatus, PlannedModel, RunStatus, TaskStatus, WorkerStatus
+from proctor.report.views import JobsStatus, ModelStarts, PlannedModel, RunStatus, TaskStatus, WorkerStatus
 from proctor.store import Answers
 from proctor.store.arrow import pa
 from proctor.store.completion import Bits, Completion
@@ -61,7 +63,9 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
         damaged += completion.damaged
     shards, shards_owed = _shards(context, done)
     now = time.time()
-    workers = _workers(context)
+    events = WorkerEvents(context.directory.events).read()
+    found = measured(events)
+    workers = _workers(events)
     rate = sum(w.requests_per_s or 0.0 for w in workers if w.phase in AT_WORK and now - w.seen < LATELY_S) or None
     owed = sum(t.owed for t in tasks)
     jobs: tuple[JobsStatus, ...] = ()
@@ -76,7 +80,8 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
         workers=tuple(workers),
         jobs=jobs,
         queue_unread=unread,
-        plan=tuple(_planned(p) for p in foreseen(context)),
+        plan=tuple(_planned(p) for p in foreseen(context, found)),
+        starts=tuple(_starts(model, m) for model, m in found.items() if m.starts),
         shards=shards,
         shards_owed=shards_owed,
         requests_per_s=rate,
@@ -141,11 +146,15 @@ def _planned(one: PlanAgainstActual) -> PlannedModel:
     )
 
 
-def _workers(context: RunContext) -> list[WorkerStatus]:
-    events = WorkerEvents(context.directory.events)
+def _starts(model: str, found: Measured) -> ModelStarts:
+    typical = median(found.startups_s) if found.startups_s else None
+    return ModelStarts(model=model, starts=found.starts, seconds=found.starting_s, typical_s=typical)
+
+
+def _workers(events: Sequence[Event]) -> list[WorkerStatus]:
     history: dict[str, list[Event]] = {}
-    for event in events.read():
-        if event.phase == "starting":
+    for event in events:
+        if event.begins:
             history[event.worker] = []
         history.setdefault(event.worker, []).append(event)
     return [_worker(said) for said in history.values()]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from proctor.api.context import RunContext
-from proctor.api.measuring import measured
+from proctor.api.measuring import Measured, measured
 from proctor.api.progress import WorkerEvents
 from proctor.plan import Plan, PlanAgainstActual, Spent, plan_against_actual
 
@@ -32,9 +32,9 @@ def keep_forecast(context: RunContext, plan: Plan) -> None:
     context.directory.write(context.directory.forecast, text)
 
 
-def foreseen(context: RunContext) -> list[PlanAgainstActual]:
-    """Plan and measurement of each model that was planned; none where nothing was."""
-    return plan_against_actual(list(_read(context).items()), list(_used(context).items()))
+def foreseen(context: RunContext, found: Mapping[str, Measured]) -> list[PlanAgainstActual]:
+    """Plan and measurement (`found`, by model) of each model that was planned; none where nothing was."""
+    return plan_against_actual(list(_read(context).items()), [(model, m.spent) for model, m in found.items()])
 
 
 def _used(context: RunContext) -> Mapping[str, Spent]:

@@ -35,6 +35,11 @@ class Measured:
 
     busy: list[Spent] = field(default_factory=list[Spent])
     startups_s: list[float] = field(default_factory=list[float])
+    """Of the starts that came to a first request."""
+    starts: int = 0
+    """How often a worker started a server, or an engine of its own, for this model."""
+    starting_s: float = 0.0
+    """What all of them took until a first request, or until a worker that came to none was last heard of."""
 
     @property
     def spent(self) -> Spent:
@@ -43,7 +48,7 @@ class Measured:
 
 
 def measured(events: Iterable[Event]) -> dict[str, Measured]:
-    """By model. Events of one worker are in order of time; `starting` begins a new life with counters at zero.
+    """By model. Events of one worker are in order of time; one that `begins` is a new life with counters at zero.
 
     Busy seconds are those between two events of which the first says asking or draining. They count a server that waits
     for nothing but its own last requests, so they err on the slow side for very small runs.
@@ -51,7 +56,7 @@ def measured(events: Iterable[Event]) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     lives: dict[str, list[Event]] = {}
     for event in events:
-        if event.phase == "starting" and event.worker in lives:
+        if event.begins and event.worker in lives:
             _add(found, lives.pop(event.worker))
         lives.setdefault(event.worker, []).append(event)
     for life in lives.values():
@@ -60,12 +65,16 @@ def measured(events: Iterable[Event]) -> dict[str, Measured]:
 
 
 def _add(found: dict[str, Measured], life: list[Event]) -> None:
+    into = found.setdefault(life[0].model, Measured())
     asking = next((e for e in life if e.phase == "asking"), None)
+    if life[0].phase == "starting":
+        took = max(0.0, (asking or life[-1]).time - life[0].time)
+        into.starts += 1
+        into.starting_s += took
+        if asking is not None:
+            into.startups_s.append(took)
     if asking is None:
         return
-    into = found.setdefault(asking.model, Measured())
-    if life[0].phase == "starting":
-        into.startups_s.append(max(0.0, asking.time - life[0].time))
     seconds = sum(max(0.0, b.time - a.time) for a, b in pairwise(life) if a.phase in _AT_WORK)
     last = life[-1]
     into.busy.append(

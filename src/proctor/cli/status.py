@@ -12,7 +12,7 @@ from proctor import api
 from proctor.cli.options import config_argument, json_option, print_json, set_option
 from proctor.errors import LaunchError
 from proctor.report.layout import show
-from proctor.report.verbs import forecast_table, jobs_table, status_table, worker_table
+from proctor.report.verbs import forecast_table, jobs_table, starts_table, status_table, worker_table
 from proctor.report.views import RunStatus
 
 MANY: Final = 20
@@ -51,6 +51,8 @@ def _show(status: RunStatus, *, detailed: bool) -> None:
         show(jobs_table(status), sys.stdout)
     if status.plan and detailed:
         show(forecast_table(status), sys.stdout)
+    if status.starts and detailed:
+        show(starts_table(status), sys.stdout)
     if status.workers:
         show(worker_table(status), sys.stdout)
 

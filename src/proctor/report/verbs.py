@@ -50,6 +50,9 @@ def status_table(status: RunStatus, *, detailed: bool = True) -> Layout:
         notes.append(f"{status.requests_per_s:.1f} requests/s{eta}")
     if status.shards:
         notes.append(f"{count(status.shards - status.shards_owed)} of {count(status.shards)} shards done")
+    if status.starts:
+        times, took = sum(s.starts for s in status.starts), sum(s.seconds for s in status.starts)
+        notes.append(f"{count(times)} start(s) took {duration(took)} in all")
     if status.duplicates:
         notes.append(f"{count(status.duplicates)} answers came twice; the first of each counts")
     if status.damaged:
@@ -105,6 +108,23 @@ def forecast_table(status: RunStatus) -> Layout:
         for p in status.plan
     )
     return Layout(title="plan and actual", columns=heading(*names, right=names[1:]), lines=lines)
+
+
+def starts_table(status: RunStatus) -> Layout:
+    """How often workers started for each model, and what that took."""
+    names = ("model", "starts", "in all", "typical")
+    lines = tuple(
+        Line(
+            cells=(
+                s.model,
+                count(s.starts),
+                duration(s.seconds),
+                "-" if s.typical_s is None else duration(s.typical_s),
+            )
+        )
+        for s in status.starts
+    )
+    return Layout(title="start-up", columns=heading(*names, right=names[1:]), lines=lines)
 
 
 def worker_table(status: RunStatus) -> Layout:

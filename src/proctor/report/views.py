@@ -107,6 +107,17 @@ class PlannedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStarts:
+    """How often something was started to answer for one model, and what that took in seconds of workers' time."""
+
+    model: str
+    starts: int
+    seconds: float
+    typical_s: float | None = None
+    """Median of the starts that came to a first request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """A whole run."""
 
@@ -118,6 +129,8 @@ class RunStatus:
     queue_unread: str | None = None
     """Why nothing is known of the jobs: the queue could not be read."""
     plan: tuple[PlannedModel, ...] = ()
+    starts: tuple[ModelStarts, ...] = ()
+    """Of each model that a worker began with; a server that a worker starts again is not counted anew."""
     shards: int = 0
     """Of the latest plan."""
     shards_owed: int = 0

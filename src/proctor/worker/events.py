@@ -41,6 +41,11 @@ class Event:
     """Phase failed: the name of the error's class."""
     hint: str | None = None
 
+    @property
+    def begins(self) -> bool:
+        """Whether a worker starts here, its counters at zero; what it says while it starts has a message."""
+        return self.phase == "starting" and not self.message
+
 
 class EventLog:
     """Appends events. Losing the last one costs nothing: answers are counted in the store."""

@@ -1,9 +1,14 @@
 """Rates and start-up from what workers said."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from proctor import api
 from proctor.api.measuring import measured, weight_bytes
 from proctor.worker.events import Event
+
+from .conftest import Desk, Room
 
 
 def event(phase: str, time: float, requests: int = 0, worker: str = "w") -> Event:
@@ -22,8 +27,24 @@ def test_only_time_at_work_counts_and_lives_are_added() -> None:
     assert (found.spent.seconds, found.spent.requests, found.spent.prompt_tokens) == (24, 11, 110)
 
 
-def test_a_worker_that_never_asked_says_nothing() -> None:
-    assert measured([event("starting", 0), event("failed", 5)]) == {}
+def test_a_worker_that_never_asked_has_started_and_no_more() -> None:
+    found = measured([event("starting", 0), event("failed", 5)])["m"]
+    assert (found.busy, found.startups_s, found.starts, found.starting_s) == ([], [], 1, 5)
+    assert measured([]) == {}
+
+
+def test_starts_are_counted_over_all_lives_and_workers() -> None:
+    first = [event("starting", 0), event("asking", 30), event("done", 40)]
+    again = [event("starting", 100), event("failed", 107)]
+    other = [event("starting", 3, worker="v"), event("asking", 8, worker="v")]
+    found = measured([*first, *again, *other])["m"]
+    assert (found.starts, found.starting_s, sorted(found.startups_s)) == (3, 42, [5, 30])
+
+
+def test_what_a_worker_says_while_it_starts_is_no_second_start() -> None:
+    staged = replace(event("starting", 60), message="the weights are read from /local/x")
+    found = measured([event("starting", 0), staged, event("asking", 90)])["m"]
+    assert (found.starts, found.startups_s) == (1, [90])
 
 
 def test_weights_are_counted_where_they_are(tmp_path: Path) -> None:
@@ -32,3 +53,14 @@ def test_weights_are_counted_where_they_are(tmp_path: Path) -> None:
     assert weight_bytes(tmp_path) == 100
     assert weight_bytes(tmp_path / "model.safetensors") == 100
     assert weight_bytes(tmp_path / "gone") == 0
+
+
+def test_status_counts_starts(room: Room) -> None:
+    desk = Desk.open(room.run([{"native": room.task("t", ["a", "b"])}]))
+    desk.context.write_configuration()
+    life = [event("starting", 0), event("asking", 30), event("done", 40, 2), event("starting", 90), event("failed", 94)]
+    lines = [json.dumps(asdict(e)) + "\n" for e in life]
+    desk.context.directory.events.mkdir(exist_ok=True)
+    (desk.context.directory.events / "w.jsonl").write_text("".join(lines))
+    (found,) = api.status(desk.context.config).starts
+    assert (found.model, found.starts, found.seconds, found.typical_s) == ("m", 2, 34, 30)

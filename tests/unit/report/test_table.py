@@ -15,8 +15,8 @@ from proctor.records import Coverage, ScoreRow, Shard
 from proctor.report.layout import Column, Layout, Line, show
 from proctor.report.table import complete, coverage_words, rows_to_json, score_table
 from proctor.report.text import duration, encodable, shown
-from proctor.report.verbs import plan_table, status_table, worker_table
-from proctor.report.views import RunStatus, TaskStatus, WorkerStatus
+from proctor.report.verbs import plan_table, starts_table, status_table, worker_table
+from proctor.report.views import ModelStarts, RunStatus, TaskStatus, WorkerStatus
 
 
 def row(**fields: Any) -> ScoreRow:
@@ -242,6 +242,10 @@ def test_status_table() -> None:
             TaskStatus(model="a", task="u", num_fewshot=5, requests=3, answered=1),
         ),
         workers=(WorkerStatus(worker="w0", model="a", phase="failed", seen=100.0, message="no space\nlog: x"),),
+        starts=(
+            ModelStarts(model="a", starts=3, seconds=90.0, typical_s=40.0),
+            ModelStarts(model="b", starts=1, seconds=10.0),
+        ),
         elapsed_s=60,
         forecast_s=120,
         now=105.0,
@@ -254,6 +258,11 @@ def test_status_table() -> None:
     assert table.notes == (
         "1,000 of 1,003 requests answered, 1 failed, 2 owed",
         "running for 1 min 00 s; the plan foresaw 2 min 00 s",
+        "4 start(s) took 1 min 40 s in all",
     )
+    assert [line.cells for line in starts_table(status).lines] == [
+        ("a", "3", "1 min 30 s", "40 s"),
+        ("b", "1", "10 s", "-"),
+    ]
     (worker,) = worker_table(status).lines
     assert worker.warn and worker.cells == ("w0", "a", "failed", "0", "-", "5 s ago", "no space")
