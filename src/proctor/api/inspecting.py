@@ -8,7 +8,7 @@ from pathlib import Path
 
 from proctor.api.bundling import write_bundle
 from proctor.api.context import RunContext
-from proctor.api.recording import prove, record
+from proctor.api.recording import harness, prove, record
 from proctor.api.targets import resolve_targets
 from proctor.catalog.models import ModelEntry, expand_models, fetch_model
 from proctor.config.engines import engine_for, launch_for
@@ -89,14 +89,15 @@ def models(config: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Mode
 
 
 def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedTask]:
-    """Record every task, prove each on fake answers with sockets blocked, keep both.
+    """Record every task anew, prove each on fake answers with sockets blocked, keep both.
 
     Raises TaskError for a task that cannot be recorded or replayed.
     """
     context = RunContext.open(config, overrides)
     store = context.store(create=True)
-    found = record(context, store)
-    labels = prove(found)
+    with harness() as residents:
+        found = record(context, store, run=residents.run)
+        labels = prove(found, run=residents.run)
     context.directory.create()
     write_bundle(context, store, resolve_targets(context, store), list(found.recordings))
     return [

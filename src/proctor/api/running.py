@@ -15,7 +15,7 @@ from proctor.api.context import RunContext
 from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent, WorkerEvents
-from proctor.api.recording import Recorded, record
+from proctor.api.recording import Recorded, harness, kept, record
 from proctor.api.scoring import Scores, score_run
 from proctor.api.targets import Target, resolve_targets
 from proctor.config.engines import Launch
@@ -25,6 +25,7 @@ from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState, JobStatus
 from proctor.launch.local import LocalLauncher
 from proctor.plan import ModelPlan, Plan
+from proctor.processes.resident import Residents
 from proctor.store import Owner, Store
 from proctor.worker.assignment import Assignment
 from proctor.worker.job import Job
@@ -61,8 +62,11 @@ async def run(
     *,
     progress: Progress | None = None,
     retry_failed: bool = False,
+    fresh: bool = False,
 ) -> Outcome:
     """Do everything that is still owed, then mark it.
+
+    `fresh`: record the tasks anew even if nothing that they are made from has changed.
 
     SIGINT or SIGTERM once lets the workers finish what is in flight; twice stops them. Raises ProctorError for
     what stops the whole run; an error of one model's worker is in the outcome, beside the scores of the others.
@@ -71,10 +75,31 @@ async def run(
     context = RunContext.open(config, overrides)
     store = context.store(create=True)
     context.write_configuration()
-    progress.phase("recording the tasks")
-    recorded = await asyncio.to_thread(record, context, store)
-    progress.phase("reading the models")
-    targets = await asyncio.to_thread(resolve_targets, context, store)
+    with harness() as residents:
+        return await _run(_Run(context, store, progress, residents), retry_failed=retry_failed, fresh=fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the steps of a run share."""
+
+    context: RunContext
+    store: Store
+    progress: Progress
+    residents: Residents
+
+
+async def _run(one: _Run, *, retry_failed: bool, fresh: bool) -> Outcome:
+    context, store, progress = one.context, one.store, one.progress
+    reading = asyncio.create_task(asyncio.to_thread(resolve_targets, context, store))
+    try:
+        recorded = await _record(one, fresh=fresh)
+    except BaseException:
+        await asyncio.gather(reading, return_exceptions=True)
+        raise
+    if not reading.done():
+        progress.phase("reading the models")
+    targets = await reading
     plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     progress.planned(plan)
     keep_forecast(context, plan)
@@ -83,6 +108,13 @@ async def run(
     scores, after = await asyncio.to_thread(_finish, context, store, targets, recorded)
     await _tidy(store, targets, progress)
     return Outcome(run=context.spec.name, scores=scores, before=plan, after=after, drained=drained, errors=failures)
+
+
+async def _record(one: _Run, *, fresh: bool) -> Recorded:
+    known = [] if fresh else await asyncio.to_thread(kept, one.context, one.store)
+    if not known or None in known:
+        one.progress.phase("recording the tasks")
+    return await asyncio.to_thread(record, one.context, one.store, known=known, run=one.residents.run)
 
 
 async def _tidy(store: Store, targets: Sequence[Target], progress: Progress) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from proctor.catalog.inputs import Inputs, code_digest, file_input, untouched
 from proctor.catalog.native_prompts import FieldTemplate
 from proctor.catalog.native_rows import Rows, read_rows
-from proctor.catalog.source import TaskInfo
+from proctor.catalog.source import Made, TaskInfo
 from proctor.config.native_task import DatasetSpec, NativeTask, load_task_file
 from proctor.config.spec import Limit, NativeTaskRef, TaskSpec
 from proctor.errors import TaskError, UnknownName, UsageError
+from proctor.interpreters import PACKAGE
 from proctor.records import Instance, Json, Kind, Message, Recording, Request, Suite, canonical_json, digest
 
 SOURCE: Final = "native"
@@ -47,11 +50,19 @@ class NativeSource:
         Raises UnknownName for a packaged task that does not exist, TaskError for a malformed file, template
         or data set, MissingTool for a hub data set without the package `datasets`.
         """
+        made = self.make(spec)
+        return list(made.suites), list(made.recordings)
+
+    def make(self, spec: TaskSpec) -> Made:
+        """`record`, with what was read for it."""
         if not isinstance(spec, NativeTaskRef):
             raise UsageError(f"the native source records native tasks, not {type(spec).__name__}")
         twice = [n for n in spec.native if spec.native.count(n) > 1]
         if twice:
             raise TaskError(f"native: {twice[0]!r} is named twice in one entry")
+        paths, unknown = _files_of(spec.native)
+        # As they are before they are read: what changes meanwhile is seen.
+        before = [file_input(path) for path in paths]
         tasks = [_Loaded.open(name) for name in spec.native]
         crossed = spec.num_fewshot if isinstance(spec.num_fewshot, tuple) else (spec.num_fewshot,)
         suites: list[Suite] = []
@@ -60,7 +71,35 @@ class NativeSource:
             leaves = [task.record(spec, shots) for task in tasks]
             recordings.update((leaf.fingerprint, leaf) for leaf in leaves)
             suites.append(_suite(spec, shots, leaves))
-        return suites, list(recordings.values())
+        files = tuple(f for f in before if f is not None and untouched(f))
+        if len(files) < len(before):
+            unknown = (*unknown, "a file that changes")
+        return Made(
+            suites=tuple(suites),
+            recordings=tuple(recordings.values()),
+            inputs=None if unknown else Inputs(files=files),
+            unknown=unknown,
+        )
+
+    def input_key(self, spec: NativeTaskRef) -> str | None:
+        """A digest of everything but files that decides what `make` makes."""
+        here = Path(__file__).parent
+        code = [*here.glob("native*.py"), PACKAGE / "records.py", PACKAGE / "config" / "native_task.py"]
+        return digest([SOURCE, SOURCE_VERSION, code_digest(code), os.getcwd(), spec.model_dump(mode="json")])
+
+
+def _files_of(names: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of these tasks and of their data, and, in words, the data that is no file."""
+    files: list[Path] = []
+    others: list[str] = []
+    for path in map(task_path, names):
+        task = load_task_file(path)
+        files.append(path)
+        files += [path.parent / name for name in (task.dataset.path, task.fewshot.path) if name is not None]
+        if task.dataset.hub is not None:
+            # Which commit of the hub is read is not said.
+            others.append(f"the data set {task.dataset.hub!r}")
+    return files, tuple(others)
 
 
 def task_path(name: str) -> Path:

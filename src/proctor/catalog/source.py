@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from proctor.catalog.inputs import Inputs
 from proctor.config.spec import TaskSpec
 from proctor.records import Recording, Suite
 
@@ -20,6 +21,18 @@ class TaskInfo:
     """task, group, tag or file."""
     path: str = ""
     members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What one configuration entry was turned into, and from what."""
+
+    suites: tuple[Suite, ...]
+    recordings: tuple[Recording, ...]
+    inputs: Inputs | None
+    """None: not all of them are known."""
+    unknown: tuple[str, ...] = ()
+    """What is not known of the inputs, in words."""
 
 
 class TaskSource(Protocol):

@@ -19,14 +19,17 @@ from proctor.errors import Incomplete
 @set_option
 @json_option
 @click.option("--retry-failed", is_flag=True, help="Ask again what failed for good (refused, too long, ...).")
+@click.option("--fresh", is_flag=True, help="Record the tasks anew, even if nothing they are made from has changed.")
 @click.option("--quiet", is_flag=True, help="No progress on standard error.")
-def command(config: str, overrides: tuple[str, ...], as_json: bool, retry_failed: bool, quiet: bool) -> int:
+def command(
+    config: str, overrides: tuple[str, ...], *, as_json: bool, retry_failed: bool, fresh: bool, quiet: bool
+) -> int:
     """Do everything that CONFIG still owes, then print the scores.
 
     Ctrl-C once finishes and keeps what is in flight; twice stops at once. Repeat the command to continue.
     """
     with watching(sys.stderr, quiet=quiet or as_json) as progress:
-        outcome = asyncio.run(api.run(config, overrides, progress=progress, retry_failed=retry_failed))
+        outcome = asyncio.run(api.run(config, overrides, progress=progress, retry_failed=retry_failed, fresh=fresh))
     if as_json:
         print_json(api.outcome_to_json(outcome))
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.errors import HarnessError, ProctorError, TaskError
-from proctor.processes.exchange import error_of, run_module
+from proctor.processes.exchange import RunModule, error_of, run_module
 from proctor.records import (
     Answer,
     Coverage,
@@ -60,14 +60,17 @@ class _Leaf:
 class LmEvalReplay:
     """Marks suites of the lm_eval source. See `score.replay.Replay`."""
 
-    def __init__(self, python: str | None = None, *, think_end_token: str | None = None) -> None:
-        """`python`: interpreter that has lm-eval; None: the one that recorded.
+    def __init__(
+        self, python: str | None = None, *, think_end_token: str | None = None, run: RunModule = run_module
+    ) -> None:
+        """`python`: interpreter that has lm-eval; None: the one that recorded. `run`: how a job gets there.
 
         `think_end_token`: generated text up to and including its last occurrence is left out, as lm-eval's
         model classes do before they hand an answer over.
         """
         self._python = python
         self._think_end_token = think_end_token
+        self._run = run
 
     def mark(self, suite: Suite, recordings: Sequence[Recording], answers: Mapping[str, Answer]) -> Marks:
         """Compute the suite's metrics, groups and samples with lm-eval's code.
@@ -91,7 +94,7 @@ class LmEvalReplay:
                 directory = Path(name)
                 job = _job(directory, ours, leaves, self._plain(answers))
                 env = _ENVIRONMENT | ({} if any(s["network"] for s in job["suites"]) else _OFFLINE)
-                result = run_module(python, f"{_CHILD}.replay", directory, job, env=env, partly=_any_error)
+                result = self._run(python, f"{_CHILD}.replay", directory, job, env=env, partly=_any_error)
                 for n, suite in enumerate(ours):
                     _check_version(result["version"], leaves[n])
                     found = result["suites"][n]
@@ -115,7 +118,7 @@ class LmEvalReplay:
             with tempfile.TemporaryDirectory(prefix="proctor-prove-") as name:
                 directory = Path(name)
                 job = _job(directory, ours, leaves, lambda instance: instance.key)
-                result = run_module(
+                result = self._run(
                     python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE, partly=_any_error
                 )
             for found, suite in zip(result["suites"], leaves, strict=True):

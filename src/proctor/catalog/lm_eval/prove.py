@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from proctor.catalog.lm_eval import fake
-from proctor.catalog.lm_eval.forks import in_processes, preload_torch
+from proctor.catalog.lm_eval.forks import in_processes
 from proctor.catalog.lm_eval.record import build_leaf, request_of, selection
 from proctor.catalog.lm_eval.replay import Leaf, for_each_suite, mark, planning, sample_lines
 from proctor.catalog.lm_eval.session import Model, Offline, Prepared, evaluate, own_map_cache
@@ -29,7 +29,6 @@ from proctor.records import Kind, canonical_json
 
 def main(directory: Path, job: Mapping[str, Any]) -> Any:
     """Prove every suite, each in processes of its own."""
-    preload_torch()
     return for_each_suite(prove_suite, directory, job)
 
 

@@ -1,7 +1,7 @@
 """Child: turn the names of a configuration entry into recordings, each leaf task in a fresh process of its own.
 
-Job: {names, num_fewshot: [..], settings, index: file or null, workers}. Result: {version, suites, leaves}, where
-each leaf is a file of its own: what `source` makes a Recording from.
+Job: {names, num_fewshot: [..], settings, index: file or null, workers}. Result: {version, suites, code}; each leaf is a
+file of its own: what `source` makes a Recording from, and what was read for it.
 """
 
 # lm-eval is not in the environment that the types are checked in.
@@ -19,7 +19,8 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from proctor.catalog.lm_eval import chat, documents
-from proctor.catalog.lm_eval.forks import in_processes, preload_torch, raise_all
+from proctor.catalog.lm_eval.forks import in_processes, raise_all
+from proctor.catalog.lm_eval.reads import Reads, code_files
 from proctor.catalog.lm_eval.session import Model, Prepared, config_digest, evaluate, multiturn, own_map_cache, version
 from proctor.catalog.lm_eval.tasks import Leaf, Plan, anchored, build, open_manager, plan, resolve
 from proctor.catalog.lm_eval.wire import read_json, serve
@@ -33,6 +34,7 @@ class Asked(BaseException):
 
 def main(directory: Path, job: Mapping[str, Any]) -> Any:
     """Record everything the job names."""
+    reads = Reads([directory, Path(job["index"] or directory).parent])
     rows = read_json(Path(job["index"])) if job["index"] else None
     manager = open_manager(job["settings"], rows)
     plans = [(spec, plan(manager, spec)) for spec in resolve(manager, job["names"])]
@@ -44,12 +46,11 @@ def main(directory: Path, job: Mapping[str, Any]) -> Any:
             files: list[str] = []
             for leaf in planned.leaves.values():
                 name = _work_name(leaf, shots)
-                work[name] = _recorder(manager, leaf, settings, directory / f"{name}.cache")
+                work[name] = _recorder(manager, leaf, settings, directory / f"{name}.cache", reads)
                 files.append(name)
             suites.append(_suite(spec, planned, settings, files))
-    preload_torch()
     raise_all(in_processes(work, directory, job["workers"]))
-    return {"version": version(), "suites": suites}
+    return {"version": version(), "suites": suites, "code": code_files()}
 
 
 def _suite(spec: str, planned: Plan, settings: Mapping[str, Any], files: list[str]) -> dict[str, Any]:
@@ -69,19 +70,22 @@ def _work_name(leaf: Leaf, shots: int | None) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def _recorder(manager: Any, leaf: Leaf, settings: Mapping[str, Any], cache: Path) -> Callable[[Path], Any]:
+def _recorder(
+    manager: Any, leaf: Leaf, settings: Mapping[str, Any], cache: Path, reads: Reads
+) -> Callable[[Path], Any]:
     def run(_directory: Path) -> Any:
         own_map_cache(cache)
         try:
-            return record_leaf(manager, leaf, settings)
+            task, recorded = record_leaf(manager, leaf, settings)
+            return recorded | {"reads": reads.report(task)}
         finally:
             shutil.rmtree(cache, ignore_errors=True)
 
     return run
 
 
-def record_leaf(manager: Any, leaf: Leaf, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One leaf, recorded by running lm-eval up to its first question. Call it in a fresh process.
+def record_leaf(manager: Any, leaf: Leaf, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """One leaf and its record, made by running lm-eval up to its first question. Call it in a fresh process.
 
     Raises TaskError, naming the task, for what cannot be built or cannot be expressed.
     """
@@ -110,7 +114,8 @@ def record_leaf(manager: Any, leaf: Leaf, settings: Mapping[str, Any]) -> dict[s
     except Exception as error:  # Task code may raise anything; it is reported under the task's name.
         raise explained(error, leaf, holder.get("task")) from error
     try:
-        return leaf_record(holder["task"], leaf.name, settings, samples[leaf.name] if samples else None)
+        task = holder["task"]
+        return task, leaf_record(task, leaf.name, settings, samples[leaf.name] if samples else None)
     except TaskError as error:
         raise named(error, leaf.name) from error
 

@@ -10,7 +10,10 @@ the rules for shots and generation arguments, limits, chat) is written a second 
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.metadata
+import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -31,6 +34,11 @@ from proctor.errors import TaskError
 from proctor.records import digest
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_OFFLINE_FLAGS = {
+    "huggingface_hub.constants": ("HF_HUB_OFFLINE",),
+    "datasets.config": ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
+    "evaluate.config": ("HF_EVALUATE_OFFLINE",),
+}
 
 
 def version() -> str:
@@ -90,6 +98,7 @@ def evaluate(
     """`simple_evaluate` with the settings of a configuration entry. Raises whatever it raises."""
     evaluator.add_env_info = evaluator.add_tokenizer_info = lambda *_args: None
     evaluator.get_git_commit_hash = lambda: None
+    evaluator.set_torch_seed = seed_torch
     if settings["trust_remote_code"]:
         datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = True
     seeds = settings["seeds"]
@@ -166,6 +175,50 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return repr(value)
     return str(expressed(value))
+
+
+class _SeedsTorch(importlib.abc.MetaPathFinder):
+    """Finds torch as the others do, once, and seeds it when it has been imported."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute, seed = spec.loader.exec_module, self._seed
+
+            def seeded(module: Any) -> None:
+                execute(module)
+                module.manual_seed(seed)
+
+            spec.loader.exec_module = seeded
+        return spec
+
+
+def seed_torch(seed: int) -> None:
+    """As lm-eval does it, but importing torch, which takes seconds, is left to the task that uses it.
+
+    Nothing can have drawn from a torch that is not imported: its first draw is the same either way.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+        return
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _SeedsTorch)]
+    sys.meta_path.insert(0, _SeedsTorch(seed))
+
+
+def heed_offline() -> None:
+    """Make the hub's libraries, which looked when they were imported, see that the environment says offline now."""
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    for name, attributes in _OFFLINE_FLAGS.items():
+        module = sys.modules.get(name)
+        for attribute in attributes:
+            if offline and module is not None and hasattr(module, attribute):
+                setattr(module, attribute, True)
 
 
 class Offline:

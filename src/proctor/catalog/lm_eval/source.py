@@ -6,21 +6,26 @@ import fnmatch
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from proctor.catalog.inputs import FolderInput, HubInput, Inputs, code_digest, file_input, folder_input
 from proctor.catalog.lm_eval.location import Location, check_version, install_hint, locate, recall
-from proctor.catalog.source import TaskInfo
+from proctor.catalog.source import Made, TaskInfo
 from proctor.config.spec import LmEvalTask, TaskSpec
 from proctor.errors import HarnessError, MissingTool, TaskError
-from proctor.interpreters import cache_directory
-from proctor.processes.exchange import run_module
+from proctor.interpreters import PACKAGE, cache_directory
+from proctor.processes.exchange import RunModule, run_module
 from proctor.records import Instance, Json, Recording, Request, Suite, canonical_json, digest
 
 _CHILD: Final = "proctor.catalog.lm_eval"
-_ENVIRONMENT: Final = {
+HOST: Final = f"{_CHILD}.host"
+"""The module of a host that stays: see `processes.resident`."""
+ENVIRONMENT: Final = {
     "PYTHONHASHSEED": "0",
     "PYTHONSAFEPATH": "1",
     "TQDM_DISABLE": "1",
@@ -35,16 +40,20 @@ _MACHINE: Final = ("python", "include_path", "index", "spec")
 class LmEvalSource:
     """Lists and records lm-eval's tasks with the lm-eval of one interpreter."""
 
-    def __init__(self, python: str | None = None) -> None:
-        """`python` is for `list` and `search`; None: this interpreter. `record` takes the entry's own, else this."""
+    def __init__(self, python: str | None = None, *, run: RunModule = run_module) -> None:
+        """`python` is for `list` and `search`; None: this interpreter. `record` takes the entry's own, else this.
+
+        `run`: how a job gets to the interpreter.
+        """
         self._python = python
+        self._run = run
 
     def list(self, *, include: Sequence[str] = ()) -> Sequence[TaskInfo]:
         """Every task, group and tag: lm-eval's and those in the directories of `include`. Cached.
 
         Raises MissingTool without lm-eval, TaskError for a directory that does not exist.
         """
-        rows = json.loads(_index(self._python, list(include)).read_text(encoding="utf-8"))
+        rows = json.loads(_index(self._run, self._python, list(include)).read_text(encoding="utf-8"))
         return [
             TaskInfo(
                 name=name,
@@ -66,6 +75,11 @@ class LmEvalSource:
 
         See `catalog.source.TaskSource.record`.
         """
+        made = self.make(spec)
+        return list(made.suites), list(made.recordings)
+
+    def make(self, spec: TaskSpec) -> Made:
+        """`record`, with what was read for it."""
         if not isinstance(spec, LmEvalTask):
             raise TaskError(f"this is no lm_eval entry: {spec!r}")
         python = spec.python or self._python
@@ -73,26 +87,48 @@ class LmEvalSource:
         shots = list(spec.num_fewshot) if isinstance(spec.num_fewshot, tuple) else [spec.num_fewshot]
         with tempfile.TemporaryDirectory(prefix="proctor-record-") as name:
             directory = Path(name)
+            index = str(_index(self._run, python, settings["include_path"]))
+            # As they are before they are read: what changes meanwhile is seen.
+            folders = [folder_input(path, ".yaml") for path in settings["include_path"]]
             job = {
                 "names": list(spec.lm_eval),
                 "num_fewshot": shots,
                 "settings": settings,
-                "index": str(_index(python, settings["include_path"])),
+                "index": index,
                 "workers": len(os.sched_getaffinity(0)),
             }
-            result = run_module(python, f"{_CHILD}.record", directory, job, env=_ENVIRONMENT)
+            result = self._run(python, f"{_CHILD}.record", directory, job, env=ENVIRONMENT)
             check_version(result["version"], python)
-            leaves = {
-                leaf: _recording(
-                    json.loads((directory / f"{leaf}.json").read_text(encoding="utf-8")), result["version"]
-                )
+            found = {
+                leaf: json.loads((directory / f"{leaf}.json").read_text(encoding="utf-8"))
                 for suite in result["suites"]
                 for leaf in suite["leaves"]
             }
+        leaves = {name: _recording(leaf, result["version"]) for name, leaf in found.items()}
         suites = [_suite(suite, settings, python, leaves) for suite in result["suites"]]
+        inputs, unknown = _inputs([leaf["reads"] for leaf in found.values()], folders, result["code"])
         # A file and a name, or two globs, may mean the same.
-        unique = {suite.id: suite for suite in suites}
-        return list(unique.values()), list({r.fingerprint: r for r in leaves.values()}.values())
+        return Made(
+            suites=tuple({suite.id: suite for suite in suites}.values()),
+            recordings=tuple({r.fingerprint: r for r in leaves.values()}.values()),
+            inputs=inputs,
+            unknown=unknown,
+        )
+
+    def input_key(self, spec: LmEvalTask) -> str | None:
+        """A digest of everything but files that decides what `make` makes; None if it cannot be told beforehand.
+
+        Raises MissingTool where lm-eval is not, or is another version.
+        """
+        python = spec.python or self._python
+        place = _place(python)
+        if place is None:
+            return None
+        code = [*Path(__file__).parent.glob("*.py"), PACKAGE / "records.py"]
+        program = sys.executable if python is None else shutil.which(os.path.expanduser(python)) or python
+        # Names may be files of the working directory, and data files of overrides are looked for there.
+        where = [os.path.abspath(program), *(str(part) for part in place.stamp), os.getcwd()]
+        return digest(["lm_eval", code_digest(code), where, spec.model_dump(mode="json"), entry_settings(spec)])
 
 
 def entry_settings(spec: LmEvalTask) -> dict[str, Json]:
@@ -153,6 +189,32 @@ def _recording(leaf: Mapping[str, Any], version: str) -> Recording:
     )
 
 
+def _inputs(
+    reads: Sequence[Mapping[str, Any]], folders: Iterable[FolderInput], code: Iterable[str]
+) -> tuple[Inputs | None, tuple[str, ...]]:
+    """What the leaves' children read; None, and why, if that is not all known or has changed since."""
+    unknown = {text for read in reads for text in read["unknown"]}
+    stamps: dict[str, set[tuple[int, ...] | None]] = {}
+    for read in reads:
+        for path, stamp in read["files"]:
+            stamps.setdefault(path, set()).add(None if stamp is None else tuple(stamp))
+    files = [file_input(path) for path in code]
+    for path, seen in stamps.items():
+        (first, *others) = seen
+        one = file_input(path, (first[0], first[1], first[2])) if first is not None and not others else None
+        if one is None:
+            unknown.add(f"{path}, which was not there or has changed meanwhile")
+        files.append(one)
+    listed = [folder_input(path) for path in sorted({p for read in reads for p in read["folders"]})]
+    hubs = {(repo, commit): pinned for read in reads for repo, commit, pinned in read["hubs"]}
+    inputs = Inputs(
+        files=tuple(f for f in files if f is not None),
+        folders=(*folders, *listed),
+        hubs=tuple(HubInput(repo=r, commit=c, pinned=pinned) for (r, c), pinned in sorted(hubs.items())),
+    )
+    return (None, tuple(sorted(unknown))) if unknown else (inputs, ())
+
+
 def _suite(
     found: Mapping[str, Any], settings: Mapping[str, Json], python: str | None, leaves: Mapping[str, Recording]
 ) -> Suite:
@@ -176,27 +238,35 @@ def _suite(
     )
 
 
-def _index(python: str | None, include_path: list[str]) -> Path:
+def _remembered(python: str | None) -> Path:
+    return cache_directory() / "lm_eval" / f"place-{digest([python])[:32]}.json"
+
+
+def _place(python: str | None) -> Location | None:
+    """Where lm-eval is, as far as that can be said without starting its interpreter."""
+    return locate(python) or recall(_remembered(python))
+
+
+def _index(run: RunModule, python: str | None, include_path: list[str]) -> Path:
     """The file with all names; made by a child when lm-eval or a file of `include_path` has changed."""
     paths = [os.path.abspath(os.path.expanduser(path)) for path in include_path]
     stamps = [[path, _yaml_stamps(path)] for path in paths]
     home = cache_directory() / "lm_eval"
-    remembered = home / f"place-{digest([python])[:32]}.json"
-    place = locate(python) or recall(remembered)
+    place = _place(python)
     if place is not None:
         file = home / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
         if file.exists():
             return file
     with tempfile.TemporaryDirectory(prefix="proctor-index-") as name:
         try:
-            result = run_module(python, f"{_CHILD}.index", Path(name), {"include_path": paths}, env=_ENVIRONMENT)
+            result = run(python, f"{_CHILD}.index", Path(name), {"include_path": paths}, env=ENVIRONMENT)
         except HarnessError as error:
             if "No module named 'lm_eval'" in error.message:
                 raise MissingTool(f"{python} has no lm-eval", hint=install_hint(python)) from error
             raise
     check_version(result["version"], python)
     found = Location(version=result["version"], metadata=Path(result["metadata"]))
-    _write(remembered, [found.version, str(found.metadata)])
+    _write(_remembered(python), [found.version, str(found.metadata)])
     place = place or found
     file = home / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
     _write(file, result["rows"])

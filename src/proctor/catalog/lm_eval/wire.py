@@ -62,13 +62,17 @@ def read_error(path: Path) -> ProctorError:
     return kind(report["message"], hint=report["hint"])
 
 
-def serve(answer: Callable[[Path, Any], Any]) -> None:
-    """Run `answer(directory, job)` for the directory named on the command line; ends the process."""
-    directory = Path(sys.argv[1])
+def answer_in(directory: Path, answer: Callable[[Path, Any], Any]) -> int:
+    """Run `answer(directory, job)` with the job in `directory`, leave its result or error there; the exit code."""
     try:
         result = answer(directory, read_json(directory / "job.json"))
     except Exception as error:  # noqa: BLE001  the boundary of the process: reported, and raised again by the parent
         write_error(directory / "error.json", error)
-        sys.exit(1)
+        return 1
     write_json(directory / "result.json", result)
-    sys.exit(0)
+    return 0
+
+
+def serve(answer: Callable[[Path, Any], Any]) -> None:
+    """`answer_in` the directory named on the command line; ends the process."""
+    sys.exit(answer_in(Path(sys.argv[1]), answer))
