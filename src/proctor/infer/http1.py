@@ -19,6 +19,7 @@ IDLE_S: Final = 3.0
 """A connection unused for so long is not used again: servers close theirs after five seconds or more."""
 HEAD_LIMIT: Final = 256 * 1024
 """Bytes of a status line with its headers; and of one chunk's size line."""
+READ_BYTES: Final = 256 * 1024
 _GZIP: Final = 32 + zlib.MAX_WBITS
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 
@@ -67,6 +68,7 @@ class Origin:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, connect_s: float = 10.0) -> None:
+        self._loop = asyncio.get_running_loop()
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"not a URL of a server: {url!r}")
@@ -79,7 +81,8 @@ class Origin:
         self._heads: dict[str, bytes] = {}
         self._free: list[_Connection] = []
         self._busy: set[_Connection] = set()
-        self._loop = asyncio.get_running_loop()
+        # A fresh buffer for each read, as asyncio's streams have it, costs more CPU than all the rest.
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     async def post(self, path: str, body: bytes) -> HttpAnswer:
         """The answer to a POST of JSON. Raises OSError (Cut, ConnectTimeout among them) or NoHttp."""
@@ -129,12 +132,22 @@ class Origin:
     async def _connect(self) -> _Connection:
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await self._loop.create_connection(
-                    _Connection, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=0.25
-                )
+                _, connection = await self._opened()
         except TimeoutError as error:
             raise ConnectTimeout(f"no connection within {self._connect_s:g} s") from error
         return connection
+
+    async def _opened(self) -> tuple[asyncio.BaseTransport, _Connection]:
+        def protocol() -> _Connection:
+            return _Connection(self._buffer)
+
+        loop = self._loop
+        if isinstance(loop, asyncio.BaseEventLoop):
+            return await loop.create_connection(
+                protocol, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=0.25
+            )
+        # uvloop tries one address after the other, and knows no such delay.
+        return await loop.create_connection(protocol, self._host, self._port, ssl=self._tls)
 
     def _head(self, method: str, path: str) -> bytes:
         return f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode("ascii") + self._fields
@@ -144,16 +157,32 @@ class Origin:
         return host if port is None else f"{host}:{port}"
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """One connection: one question at a time."""
 
-    __slots__ = ("_answer", "_chunks", "_head", "_held", "_missing", "_parts", "_transport", "keeps", "lost", "since")
+    __slots__ = (
+        "_answer",
+        "_buffer",
+        "_chunks",
+        "_coded",
+        "_head",
+        "_held",
+        "_missing",
+        "_parts",
+        "_transport",
+        "keeps",
+        "lost",
+        "since",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, buffer: memoryview) -> None:
+        """`buffer` is read into and emptied at once: connections of one loop may share it."""
         self.keeps = False
         """Whether it may be used again, after an answer."""
         self.lost = False
         self.since = 0.0
+        self._buffer = buffer
+        self._coded = False
         self._transport = cast("asyncio.Transport", None)
         self._answer: asyncio.Future[HttpAnswer] | None = None
         self._held = b""
@@ -189,11 +218,15 @@ class _Connection(asyncio.Protocol):
         what = "before the answer's end" if self._head or self._held else "without an answer"
         self._answer.set_exception(Cut(f"the server cut the connection {what}" + (f": {exc}" if exc else "")))
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._answer is None or self._answer.done():
             # Nobody asked: a time-out, or a server that talks on its own.
             self._transport.abort()
             return
+        data = bytes(self._buffer[:nbytes])
         try:
             if self._head is None:
                 data = self._open(self._held + data if self._held else data)
@@ -223,6 +256,7 @@ class _Connection(asyncio.Protocol):
         lower = head.lower()
         self._held = b""
         self._head = (status, head, lower)
+        self._coded = b"\r\ncontent-encoding:" in lower
         closes = b"\r\nconnection: close" in lower
         self.keeps = not closes and (lower[7:8] == b"1" or b"\r\nconnection: keep-alive" in lower)
         at = lower.find(b"\r\ncontent-length:")
@@ -262,7 +296,7 @@ class _Connection(asyncio.Protocol):
     def _finish(self, body: bytes) -> None:
         assert self._head is not None and self._answer is not None
         status, head, lower = self._head
-        if b"\r\ncontent-encoding:" in lower:
+        if self._coded:
             coding = (_header(head, lower, b"\r\ncontent-encoding:") or "").lower()
             if coding in ("gzip", "x-gzip", "deflate"):
                 body = zlib.decompress(body, _GZIP)
