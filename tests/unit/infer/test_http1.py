@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +59,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @asynccontextmanager
-async def listening(handler: Handler) -> AsyncIterator[int]:
+async def listening(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """The port; at the end every connection is closed, on both sides."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -70,7 +74,7 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
             with suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
         yield server.sockets[0].getsockname()[1]
     await asyncio.gather(*tasks)
 
@@ -256,3 +260,27 @@ async def test_a_name_and_password_in_the_url() -> None:
         await origin.post("/", b"")
         origin.close()
     assert b"Authorization: Basic bWU6cEBzcw==\r\n" in script.asked[0]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+async def test_tls_and_a_certificate_that_nobody_vouches_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    options = ["-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", *options, "-newkey", "rsa:2048", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000
+    script = Script([OK, large, CHUNKED])
+    async with listening(script.serve, context) as port:
+        stranger = Origin(f"https://127.0.0.1:{port}")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await stranger.post("/", b"{}")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        origin = Origin(f"https://127.0.0.1:{port}")
+        assert (await origin.post("/", b"{}")).body == b'{"a": 1}'
+        assert len((await origin.post("/", b"x" * 300_000)).body) == 1_000_000
+        assert (await origin.post("/", b"{}")).body == b'{"a": 1}'
+        assert script.connections == 1
+        origin.close()
+        await asyncio.sleep(0.05)
