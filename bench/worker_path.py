@@ -1,19 +1,19 @@
 """Proctor's own worker in one process: recording in, journal out, and what it costs. A program of its own per run.
 
-The real Session, Feed, Store, Writer and engine, put together as `worker.shift` does, on a recorded native task and a
-server that runs already. Prints one line of JSON: requests a second and milliseconds of CPU a request, of this whole
-process with all threads, from the start of the session to the last durable answer; and the memory on the way.
+The real worker (`worker.shift`: session, feed, engine, client, journal) on a recorded native task and a server that
+runs already, told by files as `proctor run` tells it. Prints one line of JSON: requests a second and milliseconds of
+CPU a request of this whole process with all threads, from before the worker reads its files until the last answer is
+on disk and the journal is sealed; and the memory on the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,17 +25,19 @@ from bench.stages import sampled
 from proctor.catalog.native import NativeSource
 from proctor.config.spec import EndpointServer, NativeTaskRef, OpenAIEngine
 from proctor.records import Recording, Shard
-from proctor.store import Owner, Store
-from proctor.worker.build import engine_for, server_for
-from proctor.worker.events import EventLog
+from proctor.store import Store
+from proctor.worker.assignment import Assignment
+from proctor.worker.attempt import Attempt
 from proctor.worker.job import Job
-from proctor.worker.session import Session
+from proctor.worker.run_directory import RunDirectory
+from proctor.worker.shift import Shift
 
 WEIGHTS: Final = "b" * 64
 RESOLUTION: Final = "0123456789abcdef"
 SHARD: Final = 5_000
 """Requests in a shard: what a plan of 20,000 short ones is cut into."""
 SAMPLE_S: Final = 0.25
+POINTS: Final = 21
 
 
 def record(directory: Path, store: Store, *, requests: int, chat: bool) -> Recording:
@@ -60,88 +62,64 @@ def shards(recording: Recording) -> list[Shard]:
     ]
 
 
-def job(root: Path, url: str, *, in_flight: int, tokenizer: str | None) -> Job:
-    """What a worker would be told."""
-    spec = OpenAIEngine(server=EndpointServer(), max_in_flight=in_flight, max_length=32_768)
-    return Job(
+def prepare(root: Path, options: argparse.Namespace) -> Shift:
+    """Everything that `proctor run` does before its worker begins; the worker."""
+    store = Store.open(root / "store")
+    recording = record(root / "task", store, requests=options.requests, chat=options.route == "chat")
+    directory = RunDirectory(root / "run")
+    directory.create()
+    directory.write_plan({MODEL: shards(recording)})
+    spec = OpenAIEngine(server=EndpointServer(), max_in_flight=options.in_flight, max_length=32_768)
+    job = Job(
         run="bench",
-        run_directory=str(root / "run"),
-        store=str(root / "store"),
+        run_directory=str(directory.root),
+        store=str(store.path),
         model=MODEL,
         display_name=MODEL,
         weights=WEIGHTS,
         resolution=RESOLUTION,
         engine=spec.model_dump(mode="json"),
-        path=url,
+        path=options.url,
         served_model=MODEL,
-        tokenizer=tokenizer,
+        tokenizer=options.tokenizer,
     )
+    job.write(directory.jobs / "mock.json")
+    assignment = Assignment(shape="mock", jobs=("mock.json",), costs=(1.0,))
+    return Shift(directory, assignment, Attempt.here(0, os.environ, None))
 
 
-@contextlib.asynccontextmanager
-async def memory(session: Session) -> AsyncGenerator[list[tuple[int, float]]]:
-    """Pairs of answers and resident megabytes, every quarter of a second."""
+async def watched(shift: Shift, seen: list[float]) -> bool:
+    """Work to the end; resident megabytes of this process into `seen`, every quarter of a second."""
     process = psutil.Process()
-    seen: list[tuple[int, float]] = []
-
-    def look() -> None:
-        seen.append((session.outcome.answered, process.memory_info().rss / 2**20))
 
     async def watch() -> None:
         while True:
-            look()
+            seen.append(process.memory_info().rss / 2**20)
             await asyncio.sleep(SAMPLE_S)
 
     watching = asyncio.create_task(watch())
     try:
-        yield seen
+        return await shift.work()
     finally:
         watching.cancel()
-        look()
+        seen.append(process.memory_info().rss / 2**20)
 
 
-async def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One session over all requests. Raises SystemExit unless all of them are answered."""
-    store = Store.open(root / "store")
-    chat = options.route == "chat"
-    todo = shards(record(root / "task", store, requests=options.requests, chat=chat))
-    told = job(root, options.url, in_flight=options.in_flight, tokenizer=options.tokenizer)
-    owner = Owner.here(run="bench")
-    async with contextlib.AsyncExitStack() as stack:
-        events = stack.enter_context(EventLog(root / "events.jsonl", worker="bench", model=MODEL))
-        server = server_for(told, worker="bench")
-        if server is not None:
-            await stack.enter_async_context(server)
-        engine = await stack.enter_async_context(engine_for(told, server, worker="bench"))
-        writer = await stack.enter_async_context(store.writer(WEIGHTS, RESOLUTION, owner=owner))
-        session = Session(
-            store=store,
-            answers=store.answers(WEIGHTS, RESOLUTION),
-            ledger=store.ledger(WEIGHTS, owner=owner, segment=writer.name),
-            writer=writer,
-            engine=engine,
-            server=server,
-            events=events,
-        )
-        stack.enter_context(sampled(options.stacks))
-        async with memory(session) as seen:
-            used, start = cpu_seconds(), time.perf_counter()
-            outcome = await session.work(todo)
-            took, used = time.perf_counter() - start, cpu_seconds() - used
-    if outcome.answered != options.requests or outcome.left:
-        raise SystemExit(f"{outcome.answered} of {options.requests} requests were answered")
+def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One worker over all requests. Raises SystemExit unless all of them are answered."""
+    shift = prepare(root, options)
+    seen: list[float] = []
+    with sampled(options.stacks):
+        used, start = cpu_seconds(), time.perf_counter()
+        done = asyncio.run(watched(shift, seen))
+        took, used = time.perf_counter() - start, cpu_seconds() - used
+    if not done or shift.totals.answered != options.requests:
+        raise SystemExit(f"{shift.totals.answered} of {options.requests} requests were answered")
     return {
         "requests_per_s": options.requests / took,
         "cpu_ms": 1000 * used / options.requests,
-        "rss_mb": thinned(seen),
+        "rss_mb": [round(seen[(len(seen) - 1) * i // (POINTS - 1)], 1) for i in range(POINTS)],
     }
-
-
-def thinned(seen: list[tuple[int, float]], points: int = 21) -> list[tuple[int, float]]:
-    """The first sample at or after each equal share of the answers, and the last."""
-    last = seen[-1][0]
-    wanted = [last * i // (points - 1) for i in range(points)]
-    return [(n, round(mb, 1)) for n, mb in dict(next(s for s in seen if s[0] >= w) for w in wanted).items()]
 
 
 def main() -> None:
@@ -150,12 +128,12 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--route", choices=("chat", "completions"), default="chat")
     parser.add_argument("--tokenizer", help="directory with tokenizer.json: token ids are sent instead of text")
-    parser.add_argument("--stacks", type=Path, help="sample the session's stacks into this file, for bench.stages")
+    parser.add_argument("--stacks", type=Path, help="sample the worker's stacks into this file, for bench.stages")
     parser.add_argument("--in-flight", type=int, default=256)
     parser.add_argument("--requests", type=int, default=20_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as root:
-        print(json.dumps(asyncio.run(measure(Path(root), options))))
+        print(json.dumps(measure(Path(root), options)))
 
 
 if __name__ == "__main__":

@@ -101,15 +101,19 @@ def test_one_document_twice_in_one_task(lab: Lab) -> None:
     assert [n for *_, n in lab.scores(config)] == [2 * MANY, 2 * MANY]
 
 
-def test_choices_of_two_runs(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("method", "ends"), [("echo", (": a", ": b")), ("next-token", (":", ": "))], ids=["echo", "next-token"]
+)
+def test_choices_of_two_runs(lab: Lab, method: str, ends: tuple[str, str]) -> None:
     """Log-likelihoods, with the server's probe beside them: twice, for two servers."""
     words = SHARED[:20]
     task = lab.write_task("choice", words, output="multiple_choice")
     for name in ("one", "two"):
-        lab.run("run", str(lab.write_run(tasks=[task], name=name)))
+        engine = {"type": "openai", "server": lab.server(), "loglikelihood": method}
+        lab.run("run", str(lab.write_run(tasks=[task], name=name, engine=engine)))
     asked = lab.asked()
-    passages = [prompt_digest(list(f"Say {w}: {c}".encode())) for w in words for c in "ab"]
-    assert [asked[p] for p in passages] == [1] * len(passages)
+    prompts = [prompt_digest(list(f"Say {w}{end}".encode())) for w in words for end in ends]
+    assert [asked[p] for p in prompts] == [1] * len(prompts)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -74,10 +74,17 @@ class Engine(Protocol):
         """What answers, as recorded with each response. Valid once entered."""
         ...
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    @property
+    def resolves_alone(self) -> bool:
+        """Whether `resolve` works before the context is entered, with no server up: to overlap with its start."""
+        ...
+
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         """Render, tokenise, fit to the window: one result per request, in order. Never raises for one request.
 
-        Needs no running server where the tokenizer is a local file, so it can overlap with start-up.
+        `keys`: the requests' keys, where they are known: computing one costs as much as the rest.
         """
         ...
 

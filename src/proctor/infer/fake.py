@@ -43,7 +43,13 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return self._info
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    @property
+    def resolves_alone(self) -> bool:
+        return True
+
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         return [self._resolve(request) for request in requests]
 
     async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:

@@ -163,7 +163,13 @@ class LmEvalModelEngine:
         """The `resolution_digest` of this model."""
         return self._resolution
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    @property
+    def resolves_alone(self) -> bool:
+        return True
+
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         """Give each its physical key; the class does the rest. Needs no running host."""
         return [self._physical(request) for request in requests]
 

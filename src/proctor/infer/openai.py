@@ -103,8 +103,10 @@ class OpenAIEngine:
         """What the probe found; None before the first log-likelihood."""
         return self._conformance
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
-        return await self._resolver.resolve(requests)
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
+        return await self._resolver.resolve(requests, keys)
 
     async def prove(self) -> Conformance:
         """Run the conformance probe now, once. Raises ProbeError if no way to score is right on this server."""

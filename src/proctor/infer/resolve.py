@@ -128,17 +128,20 @@ class Resolver:
             )
         return self._rules
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         """One result per request, in order. Raises ModelError or ServerError for the tokenizer, never for a request."""
         tokenizer, rules = await self.tokenizer(), await self.rules()
+        keys = [r.key for r in requests] if keys is None else keys
         out: list[PhysicalRequest | Failure] = []
         drawn: list[tuple[int, _Drawn]] = []
-        for request in requests:
+        for request, key in zip(requests, keys, strict=True):
             try:
-                found = self._draw(request, tokenizer)
+                found = self._draw(request, key, tokenizer)
                 _check_text(found)
             except _Refused as refused:
-                found = _failure(request.key, refused)
+                found = _failure(key, refused)
             if isinstance(found, _Drawn) and tokenizer is not None:
                 drawn.append((len(out), found))
                 out.append(_failure(found.key, _Refused(Boundary.RENDER, "not tokenised")))
@@ -152,8 +155,7 @@ class Resolver:
                 out[at] = self._settle(rules, one, ids)
         return out
 
-    def _draw(self, request: Request, tokenizer: Tokenizer | None) -> _Drawn | PhysicalRequest:
-        key = request.key
+    def _draw(self, request: Request, key: str, tokenizer: Tokenizer | None) -> _Drawn | PhysicalRequest:
         if not request.messages:
             return _Drawn(request=request, key=key, text=request.text)
         if tokenizer is None or (tokenizer.templates is None and not isinstance(self._source, Path)):

@@ -2,6 +2,9 @@
 
 The worker's number is INDEX + --offset: arrays count from 0 again where a work was sent in several.
 
+With --plan-token TOKEN the plan is still being made: the first server is started, and work begins when the file
+plan.token of the run holds TOKEN; `TOKEN none` says that nothing is owed.
+
 SIGINT or SIGTERM once: finish what is in flight, keep it, exit 3 if work is owed. Twice: stop at once. SIGUSR1: the
 time is nearly up: drain, and arrange that the rest goes on.
 """
@@ -32,6 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--reason", action="append", default=[])
     parser.add_argument("--at-most", type=int)
+    parser.add_argument("--plan-token")
     return parser.parse_args(arguments)
 
 
@@ -46,6 +50,7 @@ async def work(told: argparse.Namespace) -> bool:
         retry_failed=told.retry_failed,
         retry_reasons=frozenset(told.reason),
         at_most=told.at_most,
+        plan_token=told.plan_token,
     )
     return await shift.work()
 

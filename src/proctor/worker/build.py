@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from proctor.config.spec import EndpointServer, LlamaCppServer
@@ -14,10 +15,11 @@ from proctor.infer.fake import FakeEngine
 from proctor.infer.lm_eval_model import LmEvalModelEngine
 from proctor.infer.openai import OpenAIEngine
 from proctor.infer.resolve import IF_OFFERED, SERVER, TokenizerSource
-from proctor.infer.server import ServedModel, Server, ServerPaths
+from proctor.infer.server import Backend, ServedModel, Server, ServerPaths
 from proctor.infer.servers.build import build_server
 from proctor.infer.servers.launched import LaunchedServer
 from proctor.infer.servers.steps import StepTerms
+from proctor.records import EngineInfo
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
 
@@ -57,7 +59,33 @@ def server_for(job: Job, *, worker: str, steps: StepTerms | None = None, staged:
     )
 
 
-def engine_for(job: Job, server: Server | None, *, worker: str) -> Engine:
+@dataclass(slots=True)
+class ComingServer:
+    """Stands for a server that is not up yet: what asks it can be made before."""
+
+    server: Server | None = None
+    """Set when it is up."""
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """None before it is up."""
+        return () if self.server is None else self.server.backends
+
+    @property
+    def info(self) -> EngineInfo:
+        """Valid once it is up."""
+        if self.server is None:
+            raise RuntimeError("the server is not up")
+        return self.server.info
+
+
+def watched(server: Server | None, engine: Engine) -> None:
+    """Let a server that we start know what its client has with it, so that a stall is told from idleness."""
+    if isinstance(server, LaunchedServer) and isinstance(engine, OpenAIEngine):
+        server.observe(engine.load)
+
+
+def engine_for(job: Job, server: Server | ComingServer | None, *, worker: str) -> Engine:
     """The job's engine, not entered. Raises ConfigError, ModelError."""
     spec = job.engine_spec
     if isinstance(spec, LmEvalSpec):
@@ -74,16 +102,13 @@ def engine_for(job: Job, server: Server | None, *, worker: str) -> Engine:
     if isinstance(spec, OpenAISpec):
         if server is None:
             raise ConfigError(f"the engine of model {job.model!r} needs a server")
-        engine = OpenAIEngine(
+        return OpenAIEngine(
             spec,
             backends=lambda: server.backends,
             info=lambda: server.info,
             tokenizer=_tokenizer(job, spec),
             model_directory=job.path if Path(job.path).is_dir() else None,
         )
-        if isinstance(server, LaunchedServer):
-            server.observe(engine.load)
-        return engine
     return FakeEngine(spec)
 
 

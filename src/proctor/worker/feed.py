@@ -3,6 +3,9 @@
 A worker walks the shards of its model in order. Of each shard it claims the keys that are owed and that
 nobody else holds; what somebody else holds is looked at again at the end, when its holder has answered it
 or died. So two runs, or two workers, that owe the same request ask it once.
+
+The server never waits for this: while requests are asked, the next ones are rendered and tokenised; the first ones
+already while the server starts, before anything is claimed.
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ from proctor.store import Answers, Claim, Ledger, Store
 
 RESOLVE_BATCH = 256
 """Requests rendered and tokenised at a time: enough for all cores, little enough to start at once."""
+
+READY = 1024
+"""Resolved requests that are kept ready: as many as may leave at once."""
+
+LOOK_AHEAD = 4096
+"""Requests resolved before a server is up."""
 
 POLL_FIRST_S = 0.05
 POLL_LAST_S = 5.0
@@ -51,7 +60,7 @@ class Keep(Protocol):
 class Feed:
     """The source of physical requests for one worker.
 
-    `take()` yields requests lazily; `settle(answer)` is called when an answer is durable. A `take()` may be
+    `take()` yields requests lazily; `settle(answers)` is called when answers are durable. A `take()` may be
     abandoned at any point, by cancellation too: the next one first yields again what was yielded and not settled,
     then goes on where the other stopped. `close()` ends it.
     """
@@ -64,18 +73,18 @@ class Feed:
         answers: Answers,
         ledger: Ledger,
         shards: Sequence[Shard],
-        keep: Keep,
         retry_failed: bool = False,
         retry_reasons: frozenset[str] = frozenset(),
     ) -> None:
         """`retry_reasons`: with `retry_failed`, only what failed at these boundaries; empty: all."""
         self.draining = asyncio.Event()
+        self.keep: Keep
+        """Set by whoever works this off."""
         self._store = store
         self._engine = engine
         self._answers = answers
         self._ledger = ledger
         self._shards = deque(shards)
-        self._keep = keep
         self._ledger_turn = asyncio.Lock()
         self._retry_failed = retry_failed
         self._retry_reasons = retry_reasons
@@ -94,6 +103,21 @@ class Feed:
         self._twins: dict[str, list[str]] = {}  # logical key being asked → others with its physical key
         self._answered: set[bytes] = set()  # physical keys answered in this session
         self._deferred: dict[int, set[str]] = {}  # another's claim → keys of ours that it holds
+        self._seen: dict[str, PhysicalRequest | Failure] = {}  # resolved by `look_ahead`
+
+    async def look_ahead(self) -> None:
+        """Read and resolve what is likely to be asked first. Claims nothing, asks nobody. Raises StoreError."""
+        for shard in self._shards:
+            keys = await asyncio.to_thread(self._shard_keys, shard)
+            async with self._ledger_turn:
+                free = set(await self._ledger.unclaimed(keys)) if keys else set[str]()
+            wanted = [k for k in keys if k in free][:LOOK_AHEAD]
+            for at in range(0, len(wanted), RESOLVE_BATCH):
+                batch = wanted[at : at + RESOLVE_BATCH]
+                resolved = await self._engine.resolve([self._requests[k] for k in batch], batch)
+                self._seen.update(zip(batch, resolved, strict=True))
+            if wanted:
+                return
 
     async def take(self) -> AsyncIterator[PhysicalRequest]:
         """Yield what is to be asked, until nothing is owed or the worker drains. Raises StoreError."""
@@ -101,6 +125,7 @@ class Feed:
             yield request
         while not self.draining.is_set():
             if self._ready:
+                self._fill_ahead()
                 request = self._ready.popleft()
                 self._asking[request.key] = request
                 self._since[request.key] = time.monotonic()
@@ -123,21 +148,27 @@ class Feed:
             await asyncio.to_thread(self._answers.refresh)
         return bool(ended)
 
-    async def settle(self, answer: Answer) -> None:
-        """Count `answer` as durable: answer its twins by alias, and close its claim when that was the last."""
-        request = self._asking.pop(answer.key, None)
-        self._since.pop(answer.key, None)
-        if request is not None:
-            self._first.pop(request.physical_key, None)
-        if not isinstance(answer, Failure):
-            self._answered.add(_short(answer.physical_key))
-        for twin in self._twins.pop(answer.key, []):
+    async def settle(self, answers: Sequence[Answer]) -> None:
+        """Count `answers` as durable: answer their twins by alias, and close the claims that they were the last of."""
+        for answer in answers:
+            key = answer.key
+            request = self._asking.pop(key, None)
+            self._since.pop(key, None)
+            if request is not None:
+                self._first.pop(request.physical_key, None)
+            if not isinstance(answer, Failure):
+                self._answered.add(_short(answer.physical_key))
+            if key in self._twins:
+                await self._settle_twins(answer)
+            await self._settled(key)
+
+    async def _settle_twins(self, answer: Answer) -> None:
+        for twin in self._twins.pop(answer.key):
             if isinstance(answer, Failure):
-                await self._keep.failure(replace(answer, key=twin))
+                await self.keep.failure(replace(answer, key=twin))
             else:
-                await self._keep.alias(twin, answer.physical_key)
+                await self.keep.alias(twin, answer.physical_key)
             await self._settled(twin)
-        await self._settled(answer.key)
 
     async def close(self) -> None:
         """Give back what was claimed and not answered, so that nobody waits for it. To be called once, at the end."""
@@ -158,7 +189,8 @@ class Feed:
     def left(self) -> bool:
         """Whether something may be owed that is not settled; what others are asking counts."""
         waiting = (self._shards, self._claimed, self._ready, self._released, self._asking, self._deferred)
-        return self._filling is not None or any(map(bool, waiting))
+        filling = self._filling is not None and not self._filling.done()
+        return filling or any(map(bool, waiting))
 
     def age_s(self, key: str | None = None) -> float:
         """Since `key`, or the oldest of all that are outstanding, was yielded; 0 if there is none."""
@@ -171,6 +203,14 @@ class Feed:
         return sum(map(len, self._deferred.values()))
 
     # --- towards the next requests ---
+
+    def _fill_ahead(self) -> None:
+        """Begin the next step in the background before what is ready has been taken."""
+        filling = self._filling
+        if filling is not None and filling.done() and not filling.cancelled() and filling.exception() is None:
+            self._filling = filling = None
+        if filling is None and len(self._ready) < READY and (self._claimed or self._shards):
+            self._filling = asyncio.create_task(self._fill())
 
     async def _filled(self) -> bool:
         """Do one step; False when there is none left.
@@ -204,8 +244,11 @@ class Feed:
         return True
 
     def _shard_keys(self, shard: Shard) -> list[str]:
-        """The shard's owed keys in order, each once."""
-        keys = dict.fromkeys(self._keys(fingerprint)[ordinal] for fingerprint, ordinal in shard.items)
+        """The shard's owed keys, each once: task after task, because a task's requests begin alike."""
+        by_task: dict[str, list[int]] = {}
+        for fingerprint, ordinal in shard.items:
+            by_task.setdefault(fingerprint, []).append(ordinal)
+        keys = dict.fromkeys(self._keys(f)[ordinal] for f, ordinals in by_task.items() for ordinal in ordinals)
         return self._still_owed([k for k in keys if k not in self._claim_of])
 
     def _still_owed(self, keys: list[str]) -> list[str]:
@@ -248,12 +291,16 @@ class Feed:
         self._claimed += [k for k in keys if k in mine]
 
     async def _resolve(self, keys: Sequence[str]) -> None:
-        for resolved in await self._engine.resolve([self._requests[k] for k in keys]):
+        new = [k for k in keys if k not in self._seen]
+        if new:
+            found = await self._engine.resolve([self._requests[k] for k in new], new)
+            self._seen.update(zip(new, found, strict=True))
+        for resolved in [self._seen.pop(k) for k in keys]:
             if isinstance(resolved, Failure):
-                await self._keep.failure(resolved)
+                await self.keep.failure(resolved)
                 await self._settled(resolved.key)
             elif self._is_answered(resolved.physical_key):
-                await self._keep.alias(resolved.key, resolved.physical_key)
+                await self.keep.alias(resolved.key, resolved.physical_key)
                 await self._settled(resolved.key)
             elif resolved.physical_key in self._first:
                 self._twins.setdefault(self._first[resolved.physical_key], []).append(resolved.key)

@@ -39,6 +39,11 @@ class RunDirectory:
         return self.root / "plan.parquet"
 
     @property
+    def plan_token(self) -> Path:
+        """Says to workers that were started before the plan was made that it is written, or that nothing is owed."""
+        return self.root / "plan.token"
+
+    @property
     def jobs(self) -> Path:
         return self.root / "jobs"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from proctor.errors import ProbeError, ServerError
 from proctor.infer.engine import Engine
 from proctor.infer.server import Server
-from proctor.records import METHODS, Answer, Failure, Response, Shard
-from proctor.store import Answers, Ledger, Store, Writer
+from proctor.records import METHODS, Answer, Failure, Response
+from proctor.store import Writer
 from proctor.worker.events import EventLog
 from proctor.worker.feed import Feed
 
@@ -43,27 +42,27 @@ class Session:
     def __init__(
         self,
         *,
-        store: Store,
-        answers: Answers,
-        ledger: Ledger,
+        feed: Feed,
         writer: Writer,
         engine: Engine,
-        server: Server | None,
         events: EventLog,
+        server: Server | None = None,
         linger_s: float | None = None,
     ) -> None:
-        """`linger_s`: how long to wait at the end for requests that others are asking; None: until they have ended."""
-        self._store = store
-        self._answers = answers
-        self._ledger = ledger
+        """`server`: to be kept up; may be set later, before `work`.
+
+        `linger_s`: how long to wait at the end for requests that others are asking; None: until they have ended.
+        """
+        self.server = server
+        self._feed = feed
+        feed.keep = self
         self._writer = writer
         self._engine = engine
-        self._server = server
         self._events = events
         self._named: set[str] = set()
-        self._pending: set[asyncio.Task[None]] = set()
+        self._arrived: list[Answer] = []
+        self._keeping: asyncio.Task[None] | None = None
         self._broken: asyncio.Future[None] | None = None
-        self._feed: Feed | None = None
         self._linger_s = linger_s
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self.outcome = Outcome()
@@ -74,36 +73,23 @@ class Session:
 
         From when the engine took it: an engine takes more than it asks at a time.
         """
-        oldest = self._feed.age_s() if self._feed is not None else 0.0
+        oldest = self._feed.age_s()
         return max(oldest, *self._latencies) if self._latencies else oldest
 
     def drain(self) -> None:
         """Take nothing new; finish and keep what is in flight."""
         self.outcome.drained = True
-        if self._feed is not None:
-            self._feed.draining.set()
+        self._feed.draining.set()
         self._events.phase("draining")
 
-    async def work(
-        self, shards: Sequence[Shard], *, retry_failed: bool = False, retry_reasons: frozenset[str] = frozenset()
-    ) -> Outcome:
-        """Ask everything that the shards owe; for `retry_reasons` see `Feed`.
+    async def prepare(self) -> None:
+        """Render and tokenise what is likely to be asked first, where that needs no server. Raises StoreError."""
+        if self._engine.resolves_alone:
+            await self._feed.look_ahead()
 
-        Raises ServerError, StoreError; what was kept stays kept.
-        """
+    async def work(self) -> Outcome:
+        """Ask everything that the shards owe. Raises ServerError, StoreError; what was kept stays kept."""
         self._broken = asyncio.get_running_loop().create_future()
-        self._feed = Feed(
-            store=self._store,
-            engine=self._engine,
-            answers=self._answers,
-            ledger=self._ledger,
-            shards=shards,
-            keep=self,
-            retry_failed=retry_failed,
-            retry_reasons=retry_reasons,
-        )
-        if self.outcome.drained:
-            self._feed.draining.set()
         self._events.phase("asking")
         asking = asyncio.create_task(self._ask(self._feed))
         watching = asyncio.create_task(self._watch())
@@ -143,7 +129,10 @@ class Session:
             before = self.outcome.answered
             try:
                 async for answer in self._engine.run(feed.take()):
-                    self._spawn(self._keep(answer, feed))
+                    self._arrived.append(answer)
+                    if self._keeping is None:
+                        self._keeping = asyncio.create_task(self._keep_arrived(feed))
+                        self._keeping.add_done_callback(self._kept)
                 await self._flush()
                 if feed.outstanding:
                     raise ServerError(f"the engine ended with {feed.outstanding} requests unanswered")
@@ -154,9 +143,9 @@ class Session:
             except ServerError:
                 await self._flush()  # an answer counts as progress once it is durable
                 breaks = 1 if self.outcome.answered > before else breaks + 1
-                if self._server is None or breaks >= ENGINE_BREAKS or self.outcome.drained:
+                if self.server is None or breaks >= ENGINE_BREAKS or self.outcome.drained:
                     raise
-                await self._server.ensure()
+                await self.server.ensure()
 
     async def _wait_for_others(self, feed: Feed) -> bool:
         if not feed.deferred:
@@ -167,22 +156,32 @@ class Session:
         finally:
             self._events.phase("draining" if self.outcome.drained else "asking")
 
-    async def _keep(self, answer: Answer, feed: Feed) -> None:
-        if isinstance(answer, Response):
-            await self._name_engine(answer.engine_id)
-        await self._writer.append(answer)
-        if isinstance(answer, Failure):
-            self.outcome.failed += 1
-        else:
-            self.outcome.answered += 1
-            self._latencies.append(feed.age_s(answer.key))
-        self._events.answered(answer, in_flight=feed.outstanding)
-        await feed.settle(answer)
+    async def _keep_arrived(self, feed: Feed) -> None:
+        """Append what has arrived, all of it at a time: one wait for the disk serves whatever came meanwhile."""
+        try:
+            while self._arrived:
+                batch, self._arrived = self._arrived, []
+                await self._keep(batch, feed)
+        finally:
+            # In the same step as the last look at what arrived: an answer that comes now is kept by another task.
+            self._keeping = None
+
+    async def _keep(self, batch: list[Answer], feed: Feed) -> None:
+        for answer in batch:
+            if isinstance(answer, Response) and answer.engine_id not in self._named:
+                await self._name_engine(answer.engine_id)
+        await self._writer.append_many(batch)
+        for answer in batch:
+            if isinstance(answer, Failure):
+                self.outcome.failed += 1
+            else:
+                self.outcome.answered += 1
+                self._latencies.append(feed.age_s(answer.key))
+            self._events.answered(answer, in_flight=feed.outstanding)
+        await feed.settle(batch)
 
     async def _name_engine(self, engine_id: str) -> None:
         """Let the store say what `engine_id` stands for. Generations carry the id of the engine without a method."""
-        if engine_id in self._named:
-            return
         known = self._engine.info
         for info in (known, *(replace(known, method=method) for method in METHODS)):
             if info.id == engine_id:
@@ -190,25 +189,20 @@ class Session:
                 await self._writer.engine(info)
 
     async def _watch(self) -> None:
-        if self._server is None:
+        if self.server is None:
             await asyncio.Event().wait()
             return
         while True:
             await asyncio.sleep(LIVENESS_S)
-            await self._server.ensure()
+            await self.server.ensure()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._pending.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._pending.discard(task)
+    def _kept(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
+        self._arrived.clear()  # what could not be kept is owed
         if self._broken is not None and not self._broken.done():
             self._broken.set_exception(error)
 
     async def _flush(self) -> None:
-        while self._pending:
-            await asyncio.gather(*self._pending, return_exceptions=True)
+        while self._keeping is not None:
+            await asyncio.wait([self._keeping])

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from proctor.config.spec import OpenAIEngine
 from proctor.errors import LaunchError, ProbeError, ProctorError, ServerError, StoreError, Unreachable, UsageError
 from proctor.records import Shard
-from proctor.store import Answers, Owner, Store
+from proctor.store import Answers, Store
 from proctor.worker.assignment import Assignment
 from proctor.worker.attempt import (
     Attempt,
@@ -28,14 +29,17 @@ from proctor.worker.attempt import (
     read_attempts,
     stop_at,
 )
-from proctor.worker.build import engine_for
+from proctor.worker.build import ComingServer, engine_for, watched
 from proctor.worker.bundle import Bundle
 from proctor.worker.events import EventLog
+from proctor.worker.feed import Feed
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
 from proctor.worker.serving import serving
 from proctor.worker.session import Outcome, Session
 
+PLAN_POLL_S: Final = 0.1
+"""Between two looks for a plan that is being made on this machine."""
 CLOCK_S: Final = 1.0
 """Between two looks at the clock."""
 EARLY_S: Final = 90.0
@@ -69,14 +73,17 @@ class Shift:
         retry_failed: bool = False,
         retry_reasons: frozenset[str] = frozenset(),
         at_most: int | None = None,
+        plan_token: str | None = None,
     ) -> None:
-        """`at_most`: of each model only so many requests, to see whether it works."""
+        """`at_most`: of each model only so many requests, to see whether it works. `plan_token`: see `__main__`."""
         self._directory = directory
         self._assignment = assignment
         self._attempt = attempt
         self._retry_failed = retry_failed
         self._retry_reasons = retry_reasons
         self._at_most = at_most
+        self._plan_token = plan_token
+        self._nothing_owed = False  # by a plan that was made meanwhile
         self._session: Session | None = None
         self._reason: signal.Signals | None = None
         self._time_is_up = False
@@ -129,6 +136,8 @@ class Shift:
                 if len(self._assignment.jobs) == 1 or not self._assignment.swap:
                     raise
                 failures.append(error)
+            if self._nothing_owed:
+                break
             if self.stopping:
                 return self._left or number < len(names) or bool(failures)
         if failures:
@@ -139,12 +148,7 @@ class Shift:
         self._left = True
         worker = f"{job.job_id}-{self._attempt.label}"
         store = Store.open(Path(job.store), create=False, alive=self._attempt.alive())
-        owner = self._attempt.owner(job.run)
-        answers = await asyncio.to_thread(store.answers, job.weights, job.resolution)
-        shards = await asyncio.to_thread(self._directory.read_shards, job.model)
-        if self._at_most is not None:
-            shards = [replace(s, items=s.items[: self._at_most]) for s in shards[:1]]
-        if not await self._worth_starting(store, job, answers, shards, owner):
+        if self._plan_token is None and not await self._worth_starting(store, job):
             self._left = False
             return
         bundle = await asyncio.to_thread(Bundle.read, self._directory.bundle)
@@ -153,38 +157,93 @@ class Shift:
         with EventLog(self._directory.events / f"{worker}.jsonl", worker=worker, model=job.model) as events:
             try:
                 async with contextlib.AsyncExitStack() as stack:
-                    terms = self._assignment.slurm if self._attempt.scheduler is not None else None
-                    server = await stack.enter_async_context(serving(job, terms, worker=worker, events=events))
-                    engine = await stack.enter_async_context(engine_for(job, server, worker=worker))
-                    writer = await stack.enter_async_context(store.writer(job.weights, job.resolution, owner=owner))
-                    self._session = Session(
-                        store=store,
-                        answers=answers,
-                        ledger=store.ledger(job.weights, owner=owner, segment=writer.name),
-                        writer=writer,
-                        engine=engine,
-                        server=server,
-                        events=events,
-                        linger_s=self._assignment.linger_s,
-                    )
-                    if self.stopping:
-                        self._session.drain()
-                    try:
-                        await self._session.work(
-                            shards, retry_failed=self._retry_failed, retry_reasons=self._retry_reasons
-                        )
-                    finally:
-                        self.totals.add(job, self._session.outcome)
-                        self._left = self._session.outcome.left
-                        self._session = None
+                    await self._serve_and_ask(stack, job, store, worker=worker, events=events)
                 events.phase("done")
             except ProctorError as error:
                 events.failed(error)
                 raise
 
-    async def _worth_starting(
-        self, store: Store, job: Job, answers: Answers, shards: list[Shard], owner: Owner
-    ) -> bool:
+    async def _serve_and_ask(
+        self, stack: contextlib.AsyncExitStack, job: Job, store: Store, *, worker: str, events: EventLog
+    ) -> None:
+        """Start the server, get ready meanwhile, and ask."""
+        terms = self._assignment.slurm if self._attempt.scheduler is not None else None
+        coming = ComingServer()
+        engine = engine_for(job, coming if isinstance(job.engine_spec, OpenAIEngine) else None, worker=worker)
+        owner = self._attempt.owner(job.run)
+        writer = await stack.enter_async_context(store.writer(job.weights, job.resolution, owner=owner))
+
+        async def get_ready() -> Session | None:
+            if not await self._planned():
+                return None
+            answers, shards = await self._work_of(store, job)
+            feed = Feed(
+                store=store,
+                engine=engine,
+                answers=answers,
+                ledger=store.ledger(job.weights, owner=owner, segment=writer.name),
+                shards=shards,
+                retry_failed=self._retry_failed,
+                retry_reasons=self._retry_reasons,
+            )
+            linger_s = self._assignment.linger_s
+            session = Session(feed=feed, writer=writer, engine=engine, events=events, linger_s=linger_s)
+            await session.prepare()
+            return session
+
+        start = stack.enter_async_context(serving(job, terms, worker=worker, events=events))
+        starting, readying = asyncio.create_task(start), asyncio.create_task(get_ready())
+        try:
+            await asyncio.wait({starting, readying}, return_when=asyncio.FIRST_COMPLETED)
+            if readying.done() and readying.result() is None:
+                self._left = False
+                return
+            coming.server = await starting
+            watched(coming.server, engine)
+            await stack.enter_async_context(engine)
+            session = await readying
+        finally:
+            for task in (starting, readying):
+                task.cancel()
+            await asyncio.gather(starting, readying, return_exceptions=True)
+        if session is None:
+            self._left = False
+            return
+        session.server = coming.server
+        self._session = session
+        if self.stopping:
+            session.drain()
+        try:
+            await session.work()
+        finally:
+            self.totals.add(job, session.outcome)
+            self._left = session.outcome.left
+            self._session = None
+
+    async def _planned(self) -> bool:
+        """Wait for the plan, if it is still being made; whether anything is owed by it."""
+        while self._plan_token is not None:
+            try:
+                said = await asyncio.to_thread(self._directory.plan_token.read_text, "utf-8")
+            except OSError:
+                said = ""
+            if said.strip() == f"{self._plan_token} none":
+                self._nothing_owed = True
+                return False
+            if said.strip() == self._plan_token:
+                self._plan_token = None
+                return True
+            await asyncio.sleep(PLAN_POLL_S)
+        return True
+
+    async def _work_of(self, store: Store, job: Job) -> tuple[Answers, list[Shard]]:
+        answers = await asyncio.to_thread(store.answers, job.weights, job.resolution)
+        shards = await asyncio.to_thread(self._directory.read_shards, job.model)
+        if self._at_most is not None:
+            shards = [replace(s, items=s.items[: self._at_most]) for s in shards[:1]]
+        return answers, shards
+
+    async def _worth_starting(self, store: Store, job: Job) -> bool:
         """Whether this model owes anything that this worker could do.
 
         A worker of this machine always begins: whoever started it waits for all of it. One of an allocation begins
@@ -193,12 +252,13 @@ class Shift:
         """
         if self._attempt.scheduler is None:
             return True
+        answers, shards = await self._work_of(store, job)
         if self._retry_failed:
             return bool(shards)
         keys = await asyncio.to_thread(_owed_keys, store, answers, shards)
         if not keys:
             return False
-        ledger = store.ledger(job.weights, owner=owner)
+        ledger = store.ledger(job.weights, owner=self._attempt.owner(job.run))
         free = await ledger.unclaimed(keys)
         if not free:
             return False

@@ -15,6 +15,7 @@ from proctor.infer.fake import FakeEngine
 from proctor.records import Answer, Instance, Kind, Recording, Request, Shard
 from proctor.store import Answers, Ledger, Owner, Store, Writer
 from proctor.worker.events import EventLog
+from proctor.worker.feed import Feed
 from proctor.worker.session import Outcome, Session
 
 WEIGHTS = "ab" * 32
@@ -112,10 +113,16 @@ class Bench:
         async with self.store.writer(WEIGHTS, self.resolution, owner=owner) as writer:
             self.writers.append(writer)
             with EventLog(self.log, worker="w", model="m") as events:
-                session = Session(
+                feed = Feed(
                     store=self.store,
+                    engine=engine,
                     answers=self.answers(),
                     ledger=self.store.ledger(WEIGHTS, owner=owner, segment=writer.name),
+                    shards=shards,
+                    retry_failed=retry_failed,
+                )
+                session = Session(
+                    feed=feed,
                     writer=writer,
                     engine=engine,
                     server=server,  # type: ignore[arg-type]
@@ -123,7 +130,7 @@ class Bench:
                 )
                 if meanwhile is not None:
                     asyncio.get_running_loop().call_soon(meanwhile, session)  # type: ignore[arg-type]
-                outcome = await session.work(shards, retry_failed=retry_failed)
+                outcome = await session.work()
                 events.phase("done")
                 return outcome
 

@@ -41,10 +41,12 @@ class SlowEngine(FakeEngine):
         self.go = asyncio.Event()
         self.resolving = asyncio.Event()
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         self.resolving.set()
         await self.go.wait()
-        return await super().resolve(requests)
+        return await super().resolve(requests, keys)
 
 
 @asynccontextmanager
@@ -57,8 +59,8 @@ async def feeding(
         answers=bench.answers(),
         ledger=ledger or bench.store.ledger(WEIGHTS, owner=Owner.here(run="feed")),
         shards=shards,
-        keep=Notes(),
     )
+    feed.keep = Notes()
     try:
         yield feed
     finally:
@@ -122,11 +124,13 @@ async def test_an_engine_that_cannot_resolve_is_asked_again(bench: Bench) -> Non
     class Once(FakeEngine):
         tries = 0
 
-        async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+        async def resolve(
+            self, requests: Sequence[Request], keys: Sequence[str] | None = None
+        ) -> list[PhysicalRequest | Failure]:
             self.tries += 1
             if self.tries == 1:
                 raise ConnectionError("the server tokenises, and is gone")
-            return await super().resolve(requests)
+            return await super().resolve(requests, keys)
 
     async with feeding(bench, bench.shards(REQUESTS, size=30), engine=Once()) as feed:
         with pytest.raises(ConnectionError):
@@ -182,5 +186,5 @@ async def test_the_claim_ends_with_its_last_answer(bench: Bench) -> None:
         answers = [a async for a in engine.run(feed.take())]
         for n, answer in enumerate(answers):
             assert len(await bench.ledger().live()) == 1, n
-            await feed.settle(answer)
+            await feed.settle([answer])
         assert await bench.ledger().live() == {}

@@ -48,7 +48,9 @@ class FailingEngine(FakeEngine):
 class DeafEngine(FakeEngine):
     """Cannot render some texts."""
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         found = await super().resolve(requests)
         return [
             Failure(key=r.key, boundary=Boundary.RENDER, message="no", retryable=False) if r.text == "q3" else f
@@ -59,7 +61,9 @@ class DeafEngine(FakeEngine):
 class AliasingEngine(FakeEngine):
     """Asks the same thing for every text of two."""
 
-    async def resolve(self, requests: Sequence[Request]) -> list[PhysicalRequest | Failure]:
+    async def resolve(
+        self, requests: Sequence[Request], keys: Sequence[str] | None = None
+    ) -> list[PhysicalRequest | Failure]:
         same = [replace(r, text=f"q{int(r.text[1:]) // 2}") for r in requests]
         found = await super().resolve(same)
         return [replace(f, key=r.key, request=r) for f, r in zip(found, requests, strict=True)]
