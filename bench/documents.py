@@ -34,7 +34,7 @@ doc_to_target: "{{answer}}"
 generation_kwargs: {max_gen_toks: 16, until: ["\\n\\n"], do_sample: false, temperature: 0.0}
 filter_list:
   - name: none
-    filter: [{function: take_first}, {function: remove_whitespace}]
+    filter: [{function: remove_whitespace}, {function: take_first}]
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 metadata: {version: 1}
 """

@@ -2,13 +2,15 @@
 
 Every case is a process of its own (`bench.loops`) under the peers' interpreter; the cases take turns, --rounds times.
 The mock's own count shows that every request arrived. `protocol` is a hand-written client that can do nothing but
-this: the floor of what Python pays for a request. Its module is not called `http`: that would hide Python's own.
+this: the floor of what Python pays for a request. `http1` is the client that Proctor uses. This module is not called
+`http`: that would hide Python's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ class Case:
 
 
 CASES: Final = (
+    Case(client="http1"),
+    Case(client="http1", uvloop=True),
     Case(client="aiohttp"),
     Case(client="aiohttp", uvloop=True),
     Case(client="pyreqwest"),
@@ -59,7 +63,12 @@ def run_loop(
     command += ["--in-flight", str(in_flight), "--requests", str(requests)]
     before = server_stats(url)["answered"]
     done = subprocess.run(
-        command + (["--uvloop"] if case.uvloop else []), check=False, capture_output=True, text=True, cwd=ROOT
+        command + (["--uvloop"] if case.uvloop else []),
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT / "src")} | os.environ,
     )
     if not done.stdout:
         raise SystemExit(f"{case.name} ended with {done.returncode}: {done.stderr[-500:]}")

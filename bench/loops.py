@@ -99,6 +99,52 @@ async def wreq_post(in_flight: int) -> AsyncGenerator[Post]:
     yield post
 
 
+@asynccontextmanager
+async def http1_post(in_flight: int) -> AsyncGenerator[Post]:
+    """Proctor's own client, `proctor.infer.http1`, without anything above it."""
+    from proctor.infer.http1 import Origin
+
+    del in_flight
+    origins: dict[str, Origin] = {}
+
+    async def post(url: str, data: bytes) -> int:
+        scheme, host, path = _parts(url)
+        origin = origins.get(host)
+        if origin is None:
+            origin = origins[host] = Origin(f"{scheme}://{host}")
+        return (await origin.post(path, data)).status
+
+    yield post
+    for origin in origins.values():
+        origin.close()
+
+
+@asynccontextmanager
+async def openai_post(in_flight: int) -> AsyncGenerator[Post]:
+    """The openai SDK over aiohttp, the fastest of its transports at every concurrency that was tried."""
+    import openai
+
+    del in_flight
+    known: dict[bytes, dict[str, Any]] = {}
+    async with openai.AsyncOpenAI(
+        base_url="http://unused/v1", api_key="none", max_retries=0, http_client=openai.DefaultAioHttpClient()
+    ) as client:
+
+        async def post(url: str, data: bytes) -> int:
+            if data not in known:
+                fields = json.loads(data)
+                fields["extra_body"] = {"return_token_ids": fields.pop("return_token_ids")}
+                known[data] = fields
+            client.base_url = url[: url.index("/v1") + 3]
+            if url.endswith(CHAT):
+                await client.chat.completions.create(**known[data])
+            else:
+                await client.completions.create(**known[data])
+            return 200  # it raises for anything else
+
+        yield post
+
+
 class PooledConnection(asyncio.Protocol):
     """A connection of the hand-written client: one request at a time, its answer through a future."""
 
@@ -166,12 +212,14 @@ def _parts(url: str) -> tuple[str, str, str]:
 
 
 CLIENTS: Final[dict[str, Callable[[int], Any]]] = {
+    "http1": http1_post,
     "aiohttp": aiohttp_post,
     "httpx": httpx_post,
     "pyreqwest": pyreqwest_post,
     "primp": primp_post,
     "wreq": wreq_post,
     "protocol": protocol_post,
+    "openai": openai_post,
 }
 
 
