@@ -61,6 +61,8 @@ class Recorded:
     recordings: Mapping[str, Recording]
     inputs: tuple[str | None, ...] = ()
     """For each entry the key of its inputs; None where they are not all known."""
+    known: frozenset[str] = frozenset()
+    """Suites of which everything that they are made from is known, and was just found as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,10 @@ def record(
     state = {"tasks": _tasks_digest(context), "suites": list(suites), "inputs": list(inputs)}
     context.directory.write(context.directory.suites, json.dumps(state, indent=1))
     return Recorded(
-        suites=tuple(suites.values()), recordings=StoredRecordings(store, fingerprints, made), inputs=inputs
+        suites=tuple(suites.values()),
+        recordings=StoredRecordings(store, fingerprints, made),
+        inputs=inputs,
+        known=frozenset(s.id for one in whole if one.key for s in one.suites),
     )
 
 

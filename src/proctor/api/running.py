@@ -8,11 +8,13 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from proctor import errors
 from proctor.api.context import RunContext
 from proctor.api.foreseeing import keep_forecast
+from proctor.api.marking import Ahead, Memory
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent, WorkerEvents
 from proctor.api.recording import Recorded, harness, kept, record
@@ -26,6 +28,8 @@ from proctor.launch.launcher import JobState, JobStatus
 from proctor.launch.local import LocalLauncher
 from proctor.plan import ModelPlan, Plan
 from proctor.processes.resident import Residents
+from proctor.records import Suite
+from proctor.score.replay import Marks
 from proctor.store import Owner, Store
 from proctor.worker.assignment import Assignment
 from proctor.worker.job import Job
@@ -103,9 +107,11 @@ async def _run(one: _Run, *, retry_failed: bool, fresh: bool) -> Outcome:
     plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
     progress.planned(plan)
     keep_forecast(context, plan)
-    drained, failures = await _ask(context, targets, plan, progress, retry_failed=retry_failed)
+    memory = Memory(context, recorded)
+    ahead = Ahead(store=store, residents=one.residents, memory=memory, ready=partial(_show, progress))
+    drained, failures = await _ask(one, targets, plan, recorded, ahead, retry_failed=retry_failed)
     progress.phase("scoring")
-    scores, after = await asyncio.to_thread(_finish, context, store, targets, recorded)
+    scores, after = await asyncio.to_thread(_finish, one, targets, recorded, memory)
     await _tidy(store, targets, progress)
     return Outcome(run=context.spec.name, scores=scores, before=plan, after=after, drained=drained, errors=failures)
 
@@ -129,13 +135,24 @@ async def _tidy(store: Store, targets: Sequence[Target], progress: Progress) -> 
             progress.phase(f"the store was not compacted: {error.message}")
 
 
-def _finish(context: RunContext, store: Store, targets: Sequence[Target], recorded: Recorded) -> tuple[Scores, Plan]:
-    return score_run(context, store, targets, recorded), make_plan(context, store, targets, recorded.suites)
+def _finish(one: _Run, targets: Sequence[Target], recorded: Recorded, memory: Memory) -> tuple[Scores, Plan]:
+    scores = score_run(one.context, one.store, targets, recorded, memory=memory, run=one.residents.run)
+    return scores, make_plan(one.context, one.store, targets, recorded.suites)
+
+
+def _show(progress: Progress, target: Target, suite: Suite, marks: Marks) -> None:
+    """One line for a suite that is finished while others are asked: the first metric of what it is named for."""
+    name = " ".join(suite.names)
+    shown = next((v for v in marks.values if v.task == name and v.value is not None), None)
+    if shown is not None and shown.value is not None:
+        error = "" if shown.stderr is None else f" ± {shown.stderr:.4f}"
+        progress.phase(f"{target.entry.shown} {name}: {shown.metric} {shown.value:.4f}{error}, n {shown.n}")
 
 
 async def _ask(
-    context: RunContext, targets: Sequence[Target], plan: Plan, progress: Progress, *, retry_failed: bool
+    one: _Run, targets: Sequence[Target], plan: Plan, recorded: Recorded, ahead: Ahead, *, retry_failed: bool
 ) -> tuple[bool, tuple[ProctorError, ...]]:
+    context, progress = one.context, one.progress
     owing = [(t, m) for t, m in zip(targets, plan.models, strict=True) if m.shards]
     if not owing:
         return False, ()
@@ -146,7 +163,8 @@ async def _ask(
     async with await LocalLauncher.open(_here(context.spec.launch)) as launcher:
         async with _draining(launcher) as drain:
             await launcher.submit(jobs)
-            states = await _watch(launcher, events, progress)
+            async with ahead.working(targets, recorded):
+                states = await _watch(launcher, events, progress)
         progress.events(events.read())
     return drain.requested, tuple(_failures(states, jobs, events))
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proctor.api.context import RunContext
-from proctor.api.recording import Recorded, recorded
+from proctor.api.marking import Memory
+from proctor.api.recording import Recorded, harness, recorded
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import ProctorError
+from proctor.processes.exchange import RunModule, run_module
 from proctor.records import Answer, EngineInfo, Response, ScoreRow, Suite
 from proctor.report.table import rows_to_json
-from proctor.score.lm_eval import LmEvalReplay
+from proctor.score.lm_eval import LmEvalReplay, Said
 from proctor.score.native import NativeReplay
 from proctor.score.replay import Marks, MetricValue
 from proctor.stats.intervals import interval
@@ -45,12 +47,28 @@ def score(config: str | Path, overrides: Sequence[str] = ()) -> Scores:
     context = RunContext.open(config, overrides)
     store = context.store(create=False)
     found = recorded(context, store)
-    return score_run(context, store, resolve_targets(context, store), found)
+    with harness() as residents:
+        return score_run(context, store, resolve_targets(context, store), found, run=residents.run)
 
 
-def score_run(context: RunContext, store: Store, targets: Sequence[Target], recorded: Recorded) -> Scores:
-    """Mark everything. Deterministic; needs no model. Raises HarnessError, StoreError."""
-    scored = [suite for target in targets for suite in _score_target(store, target, recorded)]
+def score_run(
+    context: RunContext,
+    store: Store,
+    targets: Sequence[Target],
+    recorded: Recorded,
+    *,
+    memory: Memory | None = None,
+    run: RunModule = run_module,
+) -> Scores:
+    """Mark everything. Deterministic; needs no model. Raises HarnessError, StoreError.
+
+    With `memory`, what a harness said of the same answers is not asked again.
+    """
+    scored: list[ScoredSuite] = []
+    for target in targets:
+        scored += _score_target(store, target, recorded, None if memory is None else memory.of(target), run)
+        if memory is not None:
+            memory.keep(target)
     store.write_scores(context.spec.name, scored)
     scores = Scores(run=context.spec.name, suites=tuple(scored))
     context.directory.create()
@@ -59,13 +77,15 @@ def score_run(context: RunContext, store: Store, targets: Sequence[Target], reco
     return scores
 
 
-def _score_target(store: Store, target: Target, recorded: Recorded) -> list[ScoredSuite]:
+def _score_target(
+    store: Store, target: Target, recorded: Recorded, said: dict[str, Said] | None, run: RunModule
+) -> list[ScoredSuite]:
     answers = store.answers(target.weights, target.resolution)
     keys = dict.fromkeys(i.key for r in recorded.recordings.values() for i in r.instances)
     found = answers.read(list(keys))
     known = answers.engines()
     out: list[ScoredSuite] = []
-    for suite, marks in zip(recorded.suites, _mark(recorded, found), strict=True):
+    for suite, marks in zip(recorded.suites, _mark(recorded, found, said, run), strict=True):
         mine = (i.key for fp in suite.recordings for i in recorded.recordings[fp].instances)
         engines = _engines((found[k] for k in mine if k in found), known)
         rows = tuple(_row(target, suite, value, engines) for value in marks.values)
@@ -75,13 +95,16 @@ def _score_target(store: Store, target: Target, recorded: Recorded) -> list[Scor
     return out
 
 
-def _mark(recorded: Recorded, answers: Mapping[str, Answer]) -> list[Marks]:
+def _mark(
+    recorded: Recorded, answers: Mapping[str, Answer], said: dict[str, Said] | None, run: RunModule
+) -> list[Marks]:
     """The marks of every suite, in order; the harness is started once for all of its suites."""
     recordings = list(recorded.recordings.values())
     theirs = [s for s in recorded.suites if s.source == "lm_eval"]
     found: dict[str, Marks | ProctorError] = {}
     if theirs:
-        found.update(zip((s.id for s in theirs), LmEvalReplay().mark_all(theirs, recordings, answers), strict=True))
+        marked = LmEvalReplay(run=run).mark_all(theirs, recordings, answers, known=said)
+        found.update(zip((s.id for s in theirs), marked, strict=True))
     for suite in recorded.suites:
         if suite.source != "lm_eval":
             mine = [recorded.recordings[fp] for fp in suite.recordings]

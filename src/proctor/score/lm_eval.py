@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from proctor.errors import HarnessError, ProctorError, TaskError
+from proctor.interpreters import PACKAGE
 from proctor.processes.exchange import RunModule, error_of, run_module
 from proctor.records import (
     Answer,
@@ -25,6 +27,7 @@ from proctor.records import (
     Response,
     SampleScore,
     Suite,
+    digest,
 )
 from proctor.score.replay import Marks, MetricValue
 
@@ -57,6 +60,46 @@ class _Leaf:
     coverage: Coverage
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What lm-eval said of one suite, as it said it."""
+
+    token: str
+    """A digest of all that it was given: the suite, its recordings, the answers, our code beside it."""
+    suite: str
+    empty: Mapping[str, Sequence[tuple[str, str, bool | None]]]
+    """Of tasks without a complete document: (metric, filter, higher is better)."""
+    samples: str
+    """A line of JSON for each document and filter."""
+    raw: str
+    """JSON text of its results."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """One suite as lm-eval gets it."""
+
+    suite: Suite
+    leaves: tuple[_Leaf, ...]
+    rows: tuple[str, ...]
+    token: str
+
+    @classmethod
+    def of(cls, suite: Suite, leaves: Sequence[_Leaf], plain: Callable[[Instance], Json]) -> _Given:
+        rows = tuple(_rows(leaf, plain) for leaf in leaves)
+        parts = [
+            [leaf.recording.fingerprint, list(leaf.recording.labels), list(leaf.complete), _hashed(text)]
+            for leaf, text in zip(leaves, rows, strict=True)
+        ]
+        token = digest([_marking_code(), suite.id, suite.settings, parts])
+        return cls(suite=suite, leaves=tuple(leaves), rows=rows, token=token)
+
+
+def _hashed(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class LmEvalReplay:
     """Marks suites of the lm_eval source. See `score.replay.Replay`."""
 
@@ -84,25 +127,59 @@ class LmEvalReplay:
         return marks
 
     def mark_all(
-        self, suites: Sequence[Suite], recordings: Sequence[Recording], answers: Mapping[str, Answer]
+        self,
+        suites: Sequence[Suite],
+        recordings: Sequence[Recording],
+        answers: Mapping[str, Answer],
+        *,
+        known: MutableMapping[str, Said] | None = None,
     ) -> list[Marks | ProctorError]:
-        """`mark` for several suites, started once for each interpreter and in parallel; errors stand in their place."""
+        """`mark` for several suites, started once for each interpreter and in parallel; errors stand in their place.
+
+        `known`: what lm-eval said before, by token: a suite whose token is there is not given to it again, and what it
+        says of the others is added.
+        """
         marked: dict[str, Marks | ProctorError] = {}
+        known = {} if known is None else known
         for python, ours in self._by_python(suites).items():
-            leaves = [[_leaf(r, answers) for r in _in_order(suite, recordings)] for suite in ours]
-            with tempfile.TemporaryDirectory(prefix="proctor-replay-") as name:
-                directory = Path(name)
-                job = _job(directory, ours, leaves, self._plain(answers))
-                env = _ENVIRONMENT | ({} if any(s["network"] for s in job["suites"]) else _OFFLINE)
-                result = self._run(python, f"{_CHILD}.replay", directory, job, env=env, partly=_any_error)
-                for n, suite in enumerate(ours):
-                    _check_version(result["version"], leaves[n])
-                    found = result["suites"][n]
-                    error = found.get("error")
-                    marked[suite.id] = (
-                        error_of(error) if error else _marks(directory, n, suite, leaves[n], found["empty"], answers)
-                    )
+            plain = self._plain(answers)
+            given = [
+                _Given.of(suite, [_leaf(r, answers) for r in _in_order(suite, recordings)], plain) for suite in ours
+            ]
+            marked.update(self._ask(python, [one for one in given if one.token not in known], known))
+            for one in given:
+                if one.suite.id not in marked:
+                    # Put last again: of what is known of a suite, the last is what counts.
+                    said = known[one.token] = known.pop(one.token)
+                    marked[one.suite.id] = _marks(said, one.suite, one.leaves, answers)
         return [marked[suite.id] for suite in suites]
+
+    def _ask(
+        self, python: str | None, given: Sequence[_Given], known: MutableMapping[str, Said]
+    ) -> dict[str, ProctorError]:
+        """Have lm-eval mark; what it says lands in `known`, its errors, by suite, are returned."""
+        if not given:
+            return {}
+        failed: dict[str, ProctorError] = {}
+        with tempfile.TemporaryDirectory(prefix="proctor-replay-") as name:
+            directory = Path(name)
+            job = _job(directory, given)
+            env = _ENVIRONMENT | ({} if any(s["network"] for s in job["suites"]) else _OFFLINE)
+            result = self._run(python, f"{_CHILD}.replay", directory, job, env=env, partly=_any_error)
+            for n, one in enumerate(given):
+                _check_version(result["version"], one.leaves)
+                found = result["suites"][n]
+                if "error" in found:
+                    failed[one.suite.id] = error_of(found["error"])
+                else:
+                    known[one.token] = Said(
+                        token=one.token,
+                        suite=one.suite.id,
+                        empty=found["empty"],
+                        samples=(directory / f"{n}.samples.jsonl").read_text(encoding="utf-8"),
+                        raw=(directory / f"{n}.raw.json").read_text(encoding="utf-8"),
+                    )
+        return failed
 
     def prove(self, suites: Sequence[Suite], recordings: Sequence[Recording]) -> list[Recording]:
         """The recordings, labelled with what marking them needs beyond answers; proven by marking made-up answers.
@@ -115,9 +192,10 @@ class LmEvalReplay:
         refused: list[str] = []
         for python, ours in self._by_python(suites).items():
             leaves = [[_whole(r) for r in _in_order(suite, recordings)] for suite in ours]
+            given = [_Given.of(s, of_it, lambda i: i.key) for s, of_it in zip(ours, leaves, strict=True)]
             with tempfile.TemporaryDirectory(prefix="proctor-prove-") as name:
                 directory = Path(name)
-                job = _job(directory, ours, leaves, lambda instance: instance.key)
+                job = _job(directory, given)
                 result = self._run(
                     python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE, partly=_any_error
                 )
@@ -209,36 +287,29 @@ def _whole(recording: Recording) -> _Leaf:
     return replace(leaf, complete=tuple(dict.fromkeys(i.doc_id for i in recording.instances)))
 
 
-def _job(
-    directory: Path, suites: Sequence[Suite], leaves: Sequence[Sequence[_Leaf]], plain: Callable[[Instance], Json]
-) -> dict[str, Any]:
+def _job(directory: Path, given: Sequence[_Given]) -> dict[str, Any]:
     written: dict[str, dict[str, Json]] = {}
-    for leaf in itertools.chain.from_iterable(leaves):
-        if leaf.recording.fingerprint not in written:
-            written[leaf.recording.fingerprint] = _described(directory, len(written), leaf, plain)
+    for one in given:
+        for leaf, rows in zip(one.leaves, one.rows, strict=True):
+            if leaf.recording.fingerprint not in written:
+                written[leaf.recording.fingerprint] = _described(directory, len(written), leaf, rows)
     return {
         "workers": len(os.sched_getaffinity(0)),
         "suites": [
             {
-                "settings": json.loads(suite.settings),
-                "leaves": [written[leaf.recording.fingerprint] for leaf in ours],
-                "network": any("network" in leaf.recording.labels for leaf in ours),
+                "settings": json.loads(one.suite.settings),
+                "leaves": [written[leaf.recording.fingerprint] for leaf in one.leaves],
+                "network": any("network" in leaf.recording.labels for leaf in one.leaves),
             }
-            for suite, ours in zip(suites, leaves, strict=True)
+            for one in given
         ],
     }
 
 
-def _described(directory: Path, number: int, leaf: _Leaf, plain: Callable[[Instance], Json]) -> dict[str, Json]:
+def _described(directory: Path, number: int, leaf: _Leaf, rows: str) -> dict[str, Json]:
     documents, instances = f"documents-{number}.json", f"instances-{number}.jsonl"
     (directory / documents).write_text(leaf.recording.documents, encoding="utf-8")
-    complete = set(leaf.complete)
-    with (directory / instances).open("w", encoding="utf-8") as file:
-        for group in leaf.groups:
-            first = group[0]
-            if first.doc_id in complete:
-                row = [first.request.kind.value, first.doc_id, first.index, [plain(instance) for instance in group]]
-                file.write(json.dumps(row) + "\n")
+    (directory / instances).write_text(rows, encoding="utf-8")
     return {
         "task": leaf.recording.task,
         "config": json.loads(leaf.recording.settings)["config"],
@@ -247,6 +318,25 @@ def _described(directory: Path, number: int, leaf: _Leaf, plain: Callable[[Insta
         "ids": list(leaf.complete),
         "dataset": "dataset" in leaf.recording.labels,
     }
+
+
+def _rows(leaf: _Leaf, plain: Callable[[Instance], Json]) -> str:
+    """The answered instances as lm-eval's side reads them, a line each."""
+    complete = set(leaf.complete)
+    lines: list[str] = []
+    for group in leaf.groups:
+        first = group[0]
+        if first.doc_id in complete:
+            row = [first.request.kind.value, first.doc_id, first.index, [plain(instance) for instance in group]]
+            lines.append(json.dumps(row) + "\n")
+    return "".join(lines)
+
+
+@cache
+def _marking_code() -> str:
+    """A digest of what of ours runs on lm-eval's side."""
+    files = sorted((PACKAGE / "catalog" / "lm_eval").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _check_version(version: str, leaves: Sequence[_Leaf]) -> None:
@@ -258,24 +348,23 @@ def _check_version(version: str, leaves: Sequence[_Leaf]) -> None:
 # --- what lm-eval said ------------------------------------------------------------------------------
 
 
-def _marks(
-    directory: Path, n: int, suite: Suite, leaves: Sequence[_Leaf], empty: Any, answers: Mapping[str, Answer]
-) -> Marks:
-    raw = json.loads((directory / f"{n}.raw.json").read_text(encoding="utf-8"))
-    samples = _samples(directory / f"{n}.samples.jsonl", leaves, answers)
+def _marks(said: Said, suite: Suite, leaves: Sequence[_Leaf], answers: Mapping[str, Answer]) -> Marks:
+    raw = json.loads(said.raw)
+    samples = _samples(said.samples, leaves, answers)
     unparsable = Counter((s.task, s.filter) for s in samples if _UNPARSABLE in s.extracted)
     return Marks(
-        values=tuple(_values(suite, leaves, raw, empty, unparsable)), samples=tuple(samples), raw=json.dumps(raw)
+        values=tuple(_values(suite, leaves, raw, said.empty, unparsable)), samples=tuple(samples), raw=json.dumps(raw)
     )
 
 
-def _samples(file: Path, leaves: Sequence[_Leaf], answers: Mapping[str, Answer]) -> list[SampleScore]:
+def _samples(lines: str, leaves: Sequence[_Leaf], answers: Mapping[str, Answer]) -> list[SampleScore]:
     asked: dict[tuple[str, int], list[Instance]] = {}
     for leaf in leaves:
         for instance in leaf.recording.instances:
             asked.setdefault((leaf.recording.task, instance.doc_id), []).append(instance)
-    with file.open(encoding="utf-8") as lines:
-        return [_sample(row, asked[row["task"], row["doc_id"]], answers) for row in map(json.loads, lines)]
+    # Not splitlines(): a text may hold U+2028 and its kin as they are.
+    rows = (json.loads(line) for line in lines.split("\n") if line)
+    return [_sample(row, asked[row["task"], row["doc_id"]], answers) for row in rows]
 
 
 def _sample(row: Mapping[str, Any], instances: Sequence[Instance], answers: Mapping[str, Answer]) -> SampleScore:
