@@ -40,6 +40,11 @@ CUT_PAUSE_LONGEST_S: Final = 64.0
 """One burst of refusals is one cut; cuts that do not help become rare."""
 USELESS: Final = 0.75
 """A cut was useless if this share of the refusals remains."""
+LOOKS: Final = 3
+"""A queue that is there at so many looks in a row is one: new requests always wait for a moment."""
+QUEUE: Final = "the server's queue"
+REGROWTH: Final = 1.25
+"""The factor of growth at each look at which a server that had a queue has none."""
 FRESH_S: Final = 5.0
 """How long a server's word about itself holds."""
 CACHE_NEAR: Final = 0.85
@@ -100,10 +105,12 @@ class Window:
         "_cut_at",
         "_cut_pause",
         "_down_next",
+        "_dry",
         "_full",
         "_good",
         "_hold",
         "_paying",
+        "_queued",
         "_refused",
         "_settling",
         "_share",
@@ -134,6 +141,7 @@ class Window:
         # The block at hand.
         self._since = now
         self._count = self._full = self._settling = 0
+        self._dry = False
         # Refusals.
         self._good = self._refused = 0
         self._share = 0.0
@@ -141,6 +149,7 @@ class Window:
         self._cut_pause = CUT_PAUSE_S
         self._word: ServerWord | None = None
         self._word_at = -math.inf
+        self._queued: list[float] = []
 
     @property
     def waiting(self) -> float | None:
@@ -149,6 +158,12 @@ class Window:
 
     def answered(self, now: float) -> None:
         """An answer came, while `in_flight` still counted it."""
+        if 2 * self.in_flight < self.limit:
+            # The source ran dry: what comes next says nothing about the time until then.
+            self._dry = True
+        elif self._dry:
+            self._dry = False
+            self._restart(now)
         self._count += 1
         if self.in_flight >= self.limit:
             self._full += 1
@@ -171,30 +186,35 @@ class Window:
         self._share, self._refused, self._good, self._cut_at = share, 0, -self._count, now
         # A trial that is refused has failed: what was before stands.
         trial = self.phase is Phase.UP and self._base_limit
-        self._settle(self._base_limit if trial else max(1, int(self.limit * CUT)), f"cut: {reason}", now)
-        self._give_up()
+        self._force(self._base_limit if trial else max(1, int(self.limit * CUT)), f"cut: {reason}", now)
+        self._paying = False
 
     def told(self, word: ServerWord, now: float) -> None:
         """The server said how it is."""
         before = self._word if now - self._word_at <= FRESH_S else None
         self._word, self._word_at = word, now
-        preempted = before is not None and word.preemptions > before.preemptions
-        if preempted or (word.cache or 0.0) >= CACHE_FULL:
-            level = min(self.limit, max(self.in_flight, 1))
-            self._settle(max(1, int(level * CACHE_CUT)), "key-value cache full", now)
-            self._give_up()
+        self._queued = [*(self._queued if before is not None else ()), word.waiting][-LOOKS:]
+        full = self.in_flight >= self.limit
+        if self._crowded(word, before):
+            # Those under way take their time to leave: until the last cut has shown, there is no other.
+            if self.in_flight <= self.limit:
+                self._force(max(1, int(max(self.in_flight, 1) * CACHE_CUT)), "key-value cache full", now)
+                self._paying = False
             return
         margin = self._margin(word)
-        queued = min(word.waiting, before.waiting) if before is not None else 0.0
+        queued = min(self._queued) if len(self._queued) == LOOKS else 0.0
         if queued > 2 * margin:
             wanted = max(1, self.in_flight - math.floor(queued - margin))
             if wanted < self.limit:
-                self._settle(wanted, "the server's queue", now)
-                self._give_up()
-        elif self._roomy(word) and self.in_flight >= self.limit and self.limit < self.maximum:
+                self._force(wanted, QUEUE, now)
+                self._paying = True
+        elif full and self.limit < self.maximum and word.waiting <= 0 and (word.cache or 0.0) < CACHE_NEAR:
             if self.phase is Phase.LEAP:
                 self._base_limit, self._base = 0, _Rate()
                 self._settle(self._up(LEAP), "grown: the server has no queue", now)
+            elif self.why == QUEUE:
+                # It was shrunk by the server's word, and not by a comparison: the word is enough to grow again.
+                self._force(self._up(REGROWTH), QUEUE, now)
             elif self.phase is Phase.HOLD and self._paying and self._base.answers:
                 self._try_more(now)
 
@@ -289,10 +309,11 @@ class Window:
         self._restart(now)
         self._settling = self.in_flight
 
-    def _give_up(self) -> None:
-        """Begin measuring anew at a level that was forced; more is tried only after a while."""
+    def _force(self, limit: int, why: str, now: float) -> None:
+        """Begin measuring anew at another limit; more is tried only after a while."""
+        self._settle(limit, why, now)
         self.phase, self._base, self._base_limit = Phase.HOLD, _Rate(), self.limit
-        self._hold, self._down_next, self._paying = HOLD, False, False
+        self._hold, self._down_next = HOLD, False
 
     def _restart(self, now: float) -> None:
         self._good += self._count
@@ -306,8 +327,10 @@ class Window:
         """Requests that wait inside the server so that it never waits for us."""
         return max(2.0, 0.1 * (word.running or 0.0))
 
-    def _roomy(self, word: ServerWord) -> bool:
-        return word.waiting <= 0 and (word.cache or 0.0) < CACHE_NEAR
+    @staticmethod
+    def _crowded(word: ServerWord, before: ServerWord | None) -> bool:
+        preempted = before is not None and word.preemptions > before.preemptions
+        return preempted or (word.cache or 0.0) >= CACHE_FULL
 
     def _closed(self, now: float) -> bool:
         """Whether the server's own word forbids growth."""

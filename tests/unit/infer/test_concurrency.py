@@ -101,6 +101,28 @@ class Simulation:
         self._at(1.0, "poll")
 
 
+class Prefilling(Simulation):
+    """Prompts are read one after another, and then all answered at once: a burst of new requests is a queue."""
+
+    def __init__(self, service: Service, *, prefill_s: float, slots: int) -> None:
+        super().__init__(
+            service, slots=slots, says=lambda running, waiting: queue(running - self._unread, waiting + self._unread)
+        )
+        self._prefill_s = prefill_s
+        self._free = 0.0
+        self._unread = 0
+
+    def _start(self) -> None:
+        self._running += 1
+        self._unread += 1
+        self._free = max(self._free, self.now) + self._prefill_s
+        self._at(self._free - self.now - self._prefill_s, "read")
+
+    def _read(self) -> None:
+        self._unread -= 1
+        self._at(self._prefill_s + self._service(self.now, self._running, self._rng), "answer")
+
+
 def queue(running: int, waiting: int) -> ServerWord:
     return ServerWord(running=running, waiting=waiting)
 
@@ -183,6 +205,22 @@ def test_a_server_that_becomes_slow_and_fast_again_stays_full() -> None:
     assert sim.rate(85, 120) >= 0.95 * 160
 
 
+def test_a_burst_of_long_prompts_is_no_lasting_queue() -> None:
+    """12.8 answers a second with all slots in use; twenty prompts a second can be read."""
+    sim = Prefilling(noisy(20.0, 0.3), prefill_s=0.05, slots=256)
+    assert sim.rate(60, 180) >= 0.85 * 12.8
+    assert sim.window.limit >= 200
+
+
+def test_a_full_cache_is_cut_once_until_the_cut_shows() -> None:
+    """Thirty looks while the first answer is still to come."""
+    window = Window(1024)
+    window.limit = window.in_flight = 100
+    for second in range(30):
+        window.told(ServerWord(running=100, cache=0.99), float(second))
+    assert window.limit == 90
+
+
 def test_preemptions_and_a_full_cache_shrink_it() -> None:
     def says(running: int, _waiting: int) -> ServerWord:
         return ServerWord(running=running, cache=min(1.0, running / 100))
@@ -196,6 +234,23 @@ def test_preemptions_and_a_full_cache_shrink_it() -> None:
     window.in_flight = 32
     window.told(ServerWord(preemptions=4), 2.0)
     assert (window.limit, window.why) == (28, "key-value cache full")
+
+
+def test_a_pause_of_the_source_is_no_slow_server() -> None:
+    window = Window(1024)
+    window.in_flight = START
+    now = 0.0
+    for number in range(4 * START):
+        now += 0.1
+        if number == START + START // 2:
+            window.in_flight = 1
+            window.answered(now)
+            window.in_flight = window.limit
+            now += 1000
+        window.in_flight = window.limit
+        window.answered(now)
+    assert window.phase is Phase.LEAP
+    assert window.limit > START
 
 
 def test_an_idle_source_is_no_slow_server() -> None:
