@@ -49,6 +49,9 @@ class SglangRecipe:
         # The model's own generation_config.json would change what we ask for.
         if find_argument(self._spec.args, "sampling-defaults") is None:
             argv += ["--sampling-defaults", "openai"]
+        # Without it the server does not say how many requests wait.
+        if find_argument(self._spec.args, "enable-metrics") is None:
+            argv += ["--enable-metrics"]
         if place.nodes > 1:
             argv += ["--nnodes", str(place.nodes), "--node-rank", place.node_rank]
             argv += ["--dist-init-addr", f"{place.host}:{place.master_port}"]

@@ -56,7 +56,7 @@ def test_sglang_command_line_has_no_key() -> None:
     assert command.argv == (
         *(sys.executable, "-m", "sglang.launch_server", "--model-path", HOSTILE, "--host", "127.0.0.1"),
         *("--port", "4711", "--served-model-name", "n", "--sampling-defaults", "openai"),
-        *("--tp", "2", "--trust-remote-code"),
+        *("--enable-metrics", "--tp", "2", "--trust-remote-code"),
     )
     assert not recipe.keyed
     assert "sesame" not in command.env.values()
