@@ -1,6 +1,10 @@
-"""`proctor status` and `proctor plan` over a store of --rows responses, half of them compacted, as whole commands.
+"""`proctor status` and `proctor plan` as whole commands, over two stores.
 
-Prints a table of wall time and peak memory; --json FILE writes the numbers.
+`responses`: --rows responses of one model, half of them compacted. `shards`: a run of --shards shards, a hundred
+checkpoints that are each half through with theirs, with the events that --workers workers left in --minutes minutes:
+every half second each says how far it is. Of the answers one model's are real; the others have hard links to its part.
+
+Prints wall time, time on a processor and peak memory; --json FILE writes the numbers.
 """
 
 from __future__ import annotations
@@ -9,17 +13,22 @@ import argparse
 import asyncio
 import json
 import os
+import struct
 import sys
 import tempfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.store import TEXT
 from proctor.api.context import RunContext
+from proctor.api.foreseeing import keep_forecast
+from proctor.api.planning import make_plan
 from proctor.api.recording import _tasks_digest  # pyright: ignore[reportPrivateUsage]
 from proctor.api.targets import resolve_targets
 from proctor.records import Instance, Kind, Recording, Request, Response, Suite
 from proctor.store import Owner, Store
+from proctor.worker.events import INTERVAL_S, Event
 
 RUN = """
 name: million
@@ -29,7 +38,13 @@ models: {m: {path: ./model}}
 tasks: [{native: demo:opposites}]
 engine: {type: fake}
 """
+SWEEP = RUN.replace("million", "sweep").replace(
+    "{path: ./model}", "{path: ./models, checkpoints: {pattern: 'checkpoint_{step}'}}"
+)
 TASKS = 10
+MODELS = 100
+REQUESTS = 10
+"""Of each shard."""
 
 
 def record(store: Store, number: int, documents: int) -> Recording:
@@ -79,10 +94,7 @@ async def answer(store: Store, weights: str, resolution: str, recording: Recordi
 
 def build(root: Path, rows: int) -> Path:
     """A run whose tasks have `rows` requests, all answered, half of the answers compacted."""
-    (root / "model").mkdir()
-    (root / "model" / "config.json").write_text("{}")
-    header = b'{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    (root / "model" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    write_model(root / "model", 0)
     config = root / "run.yaml"
     config.write_text(RUN)
     context = RunContext.open(config)
@@ -95,6 +107,21 @@ def build(root: Path, rows: int) -> Path:
         asyncio.run(answer(store, target.weights, target.resolution, recording))
         if number == TASKS // 2 - 1:
             store.compact(target.weights)
+    write_suite(context, store, fingerprints)
+    return config
+
+
+def write_model(directory: Path, number: int) -> None:
+    """A model of one number."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    header = b'{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    weights = struct.pack("<Q", len(header)) + header + struct.pack("<f", number)
+    (directory / "model.safetensors").write_bytes(weights)
+
+
+def write_suite(context: RunContext, store: Store, fingerprints: list[str]) -> Suite:
+    """What the run asks."""
     suite = Suite(
         id="5" * 64,
         source="native",
@@ -107,11 +134,55 @@ def build(root: Path, rows: int) -> Path:
     context.directory.create()
     kept = {"tasks": _tasks_digest(context), "suites": [suite.id]}
     context.directory.write(context.directory.suites, json.dumps(kept))
+    return suite
+
+
+def build_shards(root: Path, shards: int, workers: int, minutes: float) -> Path:
+    """A run that was planned and is half answered, evenly: of every shard something is owed."""
+    for number in range(MODELS):
+        write_model(root / "models" / f"checkpoint_{number}", number)
+    each = shards // MODELS
+    strategy = f"{{strategy: workers, num_worker: {each}, num_split: {each}, min_task_size: 1, split: true}}"
+    config = root / "run.yaml"
+    config.write_text(SWEEP + f"plan: {strategy}\n")
+    context = RunContext.open(config)
+    store = context.store(create=True)
+    targets = resolve_targets(context, store)
+    recording = record(store, 0, each * REQUESTS)
+    suite = write_suite(context, store, [recording.fingerprint])
+    plan = make_plan(context, store, targets, [suite])
+    context.directory.write_plan({m.model: m.shards for m in plan.models})
+    keep_forecast(context, plan)
+    first, *others = targets
+    half = replace(recording, instances=recording.instances[::2])
+    asyncio.run(answer(store, first.weights, first.resolution, half))
+    store.compact(first.weights)
+    place = store.path / "weights"
+    for target in others:
+        for path in (place / first.weights).glob("*.parquet"):
+            os.link(path, place / target.weights / path.name)
+    context.directory.events.mkdir(exist_ok=True)
+    for number in range(workers):
+        write_events(context.directory.events / f"w{number}.jsonl", targets[number % MODELS].id, minutes)
+    make_plan(context, store, targets, [suite])  # whoever looks first at new parts writes their summary
     return config
 
 
+def write_events(path: Path, model: str, minutes: float) -> None:
+    """What one worker says until now: every half second, how far it is."""
+    count = round(minutes * 60 / INTERVAL_S)
+    begin = time.time() - count * INTERVAL_S
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(count):
+            event = Event(
+                worker=path.stem, model=model, phase="starting" if n == 0 else "asking", time=begin + n * INTERVAL_S,
+                requests=10 * n, prompt_tokens=1000 * n, completion_tokens=400 * n, in_flight=64,
+            )  # fmt: skip
+            file.write(json.dumps(asdict(event)) + "\n")
+
+
 def measure(verb: str, config: Path) -> dict[str, float]:
-    """Wall time and peak memory of one command."""
+    """Wall time, time on a processor and peak memory of one command."""
     start = time.perf_counter()
     pid = os.posix_spawn(
         sys.executable,
@@ -122,26 +193,37 @@ def measure(verb: str, config: Path) -> dict[str, float]:
     _, status, usage = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"proctor {verb} ended with status {status}")
-    return {"wall_s": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
+    took = time.perf_counter() - start
+    return {"wall_s": took, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="0: without this case")
+    parser.add_argument("--shards", type=int, default=100_000, help="0: without this case")
+    parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    numbers: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
-        config = build(Path(name), options.rows)
-        for verb in ("status", "plan"):
-            numbers[verb] = [measure(verb, config) for _ in range(options.runs)]
-            walls = sorted(n["wall_s"] for n in numbers[verb])
-            peak = max(n["peak_mb"] for n in numbers[verb])
-            print(f"{verb:8} {options.rows:>9,} responses  median {walls[len(walls) // 2]:6.2f} s", end="  ")
-            print(f"({walls[0]:.2f} to {walls[-1]:.2f})  peak {peak:,.0f} MB")
+    numbers: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for case, size in (("responses", options.rows), ("shards", options.shards)):
+        if not size:
+            continue
+        with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
+            root = Path(name)
+            config = build(root, size) if case == "responses" else build_shards(
+                root, size, options.workers, options.minutes
+            )  # fmt: skip
+            for verb in ("status", "plan"):
+                found = numbers.setdefault(case, {})[verb] = [measure(verb, config) for _ in range(options.runs)]
+                walls = sorted(n["wall_s"] for n in found)
+                cpu = sorted(n["cpu_s"] for n in found)[len(found) // 2]
+                peak = max(n["peak_mb"] for n in found)
+                print(f"{verb:8} {size:>9,} {case:9}  median {walls[len(walls) // 2]:6.2f} s", end="  ")
+                print(f"({walls[0]:.2f} to {walls[-1]:.2f})  cpu {cpu:.2f} s  peak {peak:,.0f} MB", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"rows": options.rows, **numbers}, indent=1))
+        options.json.write_text(json.dumps(vars(options) | {"json": None, "cases": numbers}, indent=1))
 
 
 if __name__ == "__main__":

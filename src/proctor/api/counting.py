@@ -16,7 +16,7 @@ from proctor.api.context import RunContext
 from proctor.api.foreseeing import foreseen
 from proctor.api.jobs import jobs_of
 from proctor.api.measuring import Measured, measured
-from proctor.api.progress import WorkerEvents
+from proctor.api.progress import history
 from proctor.api.recording import recorded_suites
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, MissingTool
@@ -31,8 +31,6 @@ from proctor.worker.events import Event
 from proctor.worker.plan_file import count_shards
 
 AT_WORK: Final = ("asking", "draining")
-OPENED_ROWS: Final = 100_000
-"""Of models with more answers only the summary is read, unless something failed: opening them takes seconds."""
 LATELY_S: Final = 60.0
 """A worker that said nothing for so long counts for no rate."""
 
@@ -55,15 +53,16 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
     for target in targets:
         completion = store.completion(target.weights, target.resolution, outlines)
         answers: Answers | None = None
-        if completion.rows <= OPENED_ROWS or any(bits.any() for bits in completion.failed.values()):
+        if any(bits.any() for bits in completion.failed.values()):
+            # Why something failed stands in no summary, and opening the answers takes seconds where there are many.
             answers = store.answers(target.weights, target.resolution)
-            duplicates += answers.duplicates
+        duplicates += completion.duplicates
         tasks += [_count(target, outlines[fp], distinct[fp], completion, fp, answers) for fp in outlines]
         done[target.id] = {fp: completion.answered[fp] | completion.failed[fp] for fp in outlines}
         damaged += completion.damaged
     shards, shards_owed = _shards(context, done)
     now = time.time()
-    events = WorkerEvents(context.directory.events).read()
+    events = history(context.directory.events)
     found = measured(events)
     workers = _workers(events)
     rate = sum(w.requests_per_s or 0.0 for w in workers if w.phase in AT_WORK and now - w.seen < LATELY_S) or None

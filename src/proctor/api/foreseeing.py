@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from proctor.api.context import RunContext
 from proctor.api.measuring import Measured, measured
-from proctor.api.progress import WorkerEvents
+from proctor.api.progress import history
 from proctor.plan import Plan, PlanAgainstActual, Spent, plan_against_actual
 
 
@@ -38,7 +38,7 @@ def foreseen(context: RunContext, found: Mapping[str, Measured]) -> list[PlanAga
 
 
 def _used(context: RunContext) -> Mapping[str, Spent]:
-    found = measured(WorkerEvents(context.directory.events).read())
+    found = measured(history(context.directory.events))
     return {model: m.spent for model, m in found.items()}
 
 

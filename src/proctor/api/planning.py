@@ -13,7 +13,7 @@ import numpy as np
 
 from proctor.api.context import RunContext
 from proctor.api.measuring import Rates, class_rates, measured, model_class
-from proctor.api.progress import WorkerEvents
+from proctor.api.progress import history
 from proctor.api.recording import planned_suites
 from proctor.api.targets import Target, resolve_targets
 from proctor.plan import (
@@ -70,7 +70,7 @@ def make_plan(
     outlines = {fp: store.recording_outline(fp) for fp in fingerprints}
     table = RequestTable.of([_task(fp, o) for fp, o in outlines.items()])
     states, lengths = _states(store, targets, outlines, table, retry_failed=retry_failed)
-    rates = class_rates(measured(WorkerEvents(context.directory.events).read()), targets)
+    rates = class_rates(measured(history(context.directory.events)), targets)
     chosen = context.spec.plan
     strategy = Strategy(name=chosen.strategy, **chosen.model_dump(exclude={"strategy"}))
     priced = {kind: Priced.of(table, r.cost, lengths) for kind, r in rates.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from proctor.plan import Plan
-from proctor.worker.events import Event, read_events
+from proctor.worker.events import Event, read_events, read_turns
 
 
 class Progress(Protocol):
@@ -36,6 +36,11 @@ class Silent:
 
     def events(self, events: list[Event]) -> None:
         return None
+
+
+def history(directory: Path) -> list[Event]:
+    """What all workers of a run have said, file by file, as far as phases and final counters need it."""
+    return [event for path in sorted(directory.glob("*.jsonl")) for event in read_turns(path)]
 
 
 class WorkerEvents:

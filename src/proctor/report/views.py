@@ -140,7 +140,7 @@ class RunStatus:
     eta_s: float | None = None
     """What is owed at that rate."""
     duplicates: int = 0
-    """Answers that came twice, from two copies of one worker: the first counts. Not counted for very large models."""
+    """Answers that came twice, from two copies of one worker: the first counts."""
     damaged: int = 0
     """Rows of the store that could not be read; what they held is owed again."""
     forecast_s: float | None = None

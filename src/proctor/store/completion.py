@@ -33,9 +33,11 @@ from proctor.store.segments import OPEN, PART, SEALED, listing
 
 Bits = NDArray[np.uint8]
 
-KEEP_ROWS: Final = 10_000
+KEEP_ROWS: Final = 1_000
 """Answers that are fewer are read again each time: that is as quick."""
-_FORMAT: Final = 1
+_ROW_BYTES: Final = 100
+"""A compacted row has about as many."""
+_FORMAT: Final = 2
 _WINDOWS: Final = 16
 _WINDOW_ROWS: Final = 128
 """Lengths are measured on so many stretches of so many neighbouring rows: few row groups of a part are unpacked."""
@@ -66,6 +68,8 @@ class Completion:
     """Rows that could not be read."""
     rows: int = 0
     """Answered requests of these recordings."""
+    duplicates: int = 0
+    """Answers of these weights to what was answered already; compaction drops them."""
 
 
 def completion(
@@ -116,7 +120,7 @@ def _token(directory: Path) -> str | None:
 def _many(directory: Path) -> bool:
     """Whether there is enough to write a summary, which then should hold lengths too."""
     names = [n for n in os.listdir(directory) if n.endswith((PART, SEALED, OPEN))]
-    return sum(os.stat(directory / n).st_size for n in names if (directory / n).exists()) > 100 * KEEP_ROWS
+    return sum(os.stat(directory / n).st_size for n in names if (directory / n).exists()) > _ROW_BYTES * KEEP_ROWS
 
 
 def _nothing(outlines: Mapping[str, Outline]) -> Completion:
@@ -139,6 +143,7 @@ def _opened(answers: Answers, outlines: Mapping[str, Outline], *, measure: bool)
         lengths=lengths,
         damaged=len(answers.damage),
         rows=sum(int((split.row >= 0).sum()) for split in splits.values()),
+        duplicates=answers.duplicates,
     )
 
 
@@ -186,6 +191,7 @@ def _packed(token: str, found: Completion) -> bytes:
         "token": token,
         "damaged": found.damaged,
         "rows": found.rows,
+        "duplicates": found.duplicates,
         "recordings": list(found.answered),
         "sizes": [len(b) for b in blobs],
         "lengths": {name: asdict(lengths) for name, lengths in found.lengths.items()},
@@ -227,4 +233,5 @@ class _Body:
             lengths={name: AnswerLengths(**value) for name, value in self.head["lengths"].items()},
             damaged=self.head["damaged"],
             rows=self.head["rows"],
+            duplicates=self.head["duplicates"],
         )

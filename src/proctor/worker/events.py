@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from dataclasses import asdict, dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from proctor.errors import ProctorError
 from proctor.records import Answer, Failure
 
-INTERVAL_S = 0.5
+INTERVAL_S: Final = 0.5
 """Between two progress lines: often enough for a live view, seldom enough for a shared file system."""
+LONGEST_S: Final = 5.0
+_SHARE: Final = 720
+"""Between two lines of a worker that has worked for an hour, LONGEST_S; before that, a share of what it has worked. A
+file then has some thousand lines, not a hundred thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,7 @@ class EventLog:
         self._failures: Counter[str] = Counter()
         self._requests = self._aliases = self._prompt = self._completion = 0
         self._last = 0.0
+        self._began = time.monotonic()
         self._file: TextIOWrapper | None = None
 
     def __enter__(self) -> Self:
@@ -97,7 +103,8 @@ class EventLog:
         self._aliases += 1
 
     def _tick(self, in_flight: int) -> None:
-        if time.monotonic() - self._last >= INTERVAL_S:
+        now = time.monotonic()
+        if now - self._last >= min(LONGEST_S, max(INTERVAL_S, (now - self._began) / _SHARE)):
             self._write("", in_flight)
 
     def _write(self, message: str, in_flight: int = 0, *, error: str = "", hint: str | None = None) -> None:
@@ -134,6 +141,47 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         return [], offset
     end = data.rfind(b"\n") + 1
     return list(_parse(data[:end])), offset + end
+
+
+def read_turns(path: Path) -> list[Event]:
+    """The first and the last event of each stretch in which a worker did the same, and all others: what came between
+    says nothing about phases, times and counters that these do not say. A missing file has none.
+
+    A worker of a long run has said a hundred thousand things; they are passed over without being parsed.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    data = data[: data.rfind(b"\n") + 1]
+    found: list[Event] = []
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start) + 1
+        found += _parse(data[start:end])
+        phase = _PHASE.search(data, start, end)
+        if phase is not None and phase[1] in _LONG:
+            after = _LONG[phase[1]].search(data, end)
+            stop = len(data) if after is None else data.rfind(b"\n", start, after.start()) + 1
+            found += _last(data, end, stop)
+            end = stop
+        start = end
+    return found
+
+
+def _last(data: bytes, start: int, stop: int) -> list[Event]:
+    """The last whole event of a stretch of lines, if there is one."""
+    while start < stop:
+        line = data.rfind(b"\n", start, stop - 1) + 1 or start
+        if event := list(_parse(data[line:stop])):
+            return event
+        stop = line
+    return []
+
+
+_PHASE: Final = re.compile(rb'"phase": "(\w+)"')
+_LONG: Final = {p: re.compile(rb'"phase": "(?!' + p + rb'")') for p in (b"asking", b"draining", b"waiting")}
+"""Phases in which a worker says again and again how far it is → where the next other one is."""
 
 
 def _parse(data: bytes) -> Iterator[Event]:
