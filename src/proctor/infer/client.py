@@ -68,6 +68,8 @@ _CONTEXT: Final = re.compile(
     re.IGNORECASE,
 )
 _EXCERPT: Final = 300
+_REPLICAS: Final = 16
+"""Servers for which connections are allowed for; with more, or where the system allows fewer, they are shared."""
 _OTHER_FILES: Final = 256
 """File descriptors for everything that is no connection."""
 
@@ -94,7 +96,8 @@ class Client:
         router = Router(
             self._backends,
             unreachable_s=self._retries.unreachable_s,
-            max_in_flight=allow_connections(self._maximum),
+            max_in_flight=self._maximum,
+            connections=allow_connections(self._maximum * _REPLICAS),
             connect_s=self._timeouts.connect,
         )
         watch = Watch(router, self._launch, request_s=self._timeouts.request)
@@ -392,17 +395,18 @@ def _lost(route: Route, path: str, outcome: Broken) -> ServerError:
 
 
 def allow_connections(wanted: int) -> int:
-    """Make room for so many connections if the system lets us; how many there may be."""
+    """Make room for so many connections as far as the system lets us; how many there may be."""
     if sys.platform == "win32":
         return wanted
     import resource  # noqa: PLC0415
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted + _OTHER_FILES:
+    files = wanted + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= files:
         return wanted
-    most = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + _OTHER_FILES)
+    most = files if hard == resource.RLIM_INFINITY else max(soft, min(hard, files))
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, soft), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     except (OSError, ValueError):
         most = soft
-    return max(1, min(wanted, max(most, soft) - _OTHER_FILES))
+    return max(1, most - _OTHER_FILES)

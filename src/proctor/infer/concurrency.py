@@ -156,6 +156,11 @@ class Window:
         """Requests that wait inside the server, as it last said; None if it says nothing."""
         return None if self._word is None else self._word.waiting
 
+    def allow(self, maximum: int) -> None:
+        """Another `maximum`."""
+        self.maximum = maximum
+        self.limit = min(self.limit, maximum)
+
     def answered(self, now: float) -> None:
         """An answer came, while `in_flight` still counted it."""
         if 2 * self.in_flight < self.limit:

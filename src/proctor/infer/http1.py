@@ -58,7 +58,11 @@ class HttpAnswer:
 
     def header(self, name: str) -> str | None:
         """The first header of that (lower-case) name."""
-        return _header(self._head, self._lower, b"\r\n" + name.encode("ascii") + b":")
+        at = self._lower.find(b"\r\n" + name.encode("ascii") + b":")
+        if at < 0:
+            return None
+        # Lower case changes no lengths.
+        return _field(self._head[at:], self._head[at : at + len(name) + 3]).decode("latin-1")
 
 
 class Origin:
@@ -257,14 +261,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._held = b""
         self._head = (status, head, lower)
         self._coded = b"\r\ncontent-encoding:" in lower
-        closes = b"\r\nconnection: close" in lower
-        self.keeps = not closes and (lower[7:8] == b"1" or b"\r\nconnection: keep-alive" in lower)
-        at = lower.find(b"\r\ncontent-length:")
-        if b"\r\ntransfer-encoding:" in lower:
+        kept = _field(lower, b"\r\nconnection:")
+        self.keeps = b"close" not in kept and (lower[7:8] == b"1" or b"keep-alive" in kept)
+        coding, length = _field(lower, b"\r\ntransfer-encoding:"), _field(lower, b"\r\ncontent-length:")
+        if coding:
+            if coding != b"chunked":
+                raise NoHttp(f"an answer in transfer-encoding {coding!r}, which was not asked for")
             self._missing, self._chunks = None, _Chunks()
-        elif at >= 0:
-            stop = lower.find(b"\r\n", at + 2)
-            self._missing = int(lower[at + 17 : stop if stop >= 0 else None])
+        elif length:
+            if not length.isdigit():
+                raise NoHttp(f"a length of {length!r}")
+            self._missing = int(length)
         elif status in (204, 304):
             self._missing = 0
         else:
@@ -297,11 +304,11 @@ class _Connection(asyncio.BufferedProtocol):
         assert self._head is not None and self._answer is not None
         status, head, lower = self._head
         if self._coded:
-            coding = (_header(head, lower, b"\r\ncontent-encoding:") or "").lower()
-            if coding in ("gzip", "x-gzip", "deflate"):
+            coding = _field(lower, b"\r\ncontent-encoding:")
+            if coding in (b"gzip", b"x-gzip", b"deflate"):
                 body = zlib.decompress(body, _GZIP)
-            elif coding not in ("", "identity"):
-                raise NoHttp(f"an answer in content-encoding {coding}, which was not asked for")
+            elif coding not in (b"", b"identity"):
+                raise NoHttp(f"an answer in content-encoding {coding!r}, which was not asked for")
         answer, self._answer = self._answer, None
         self._head, self._chunks = None, None
         if self._parts:
@@ -346,13 +353,14 @@ class _Chunks:
                 return b"".join(self._parts)
 
 
-def _header(head: bytes, lower: bytes, name: bytes) -> str | None:
-    at = lower.find(name)
+def _field(head: bytes, name: bytes) -> bytes:
+    """The value of the first header that begins with `name`; nothing if there is none."""
+    at = head.find(name)
     if at < 0:
-        return None
+        return b""
     start = at + len(name)
-    end = lower.find(b"\r\n", start)
-    return head[start : end if end >= 0 else None].decode("latin-1").strip()
+    end = head.find(b"\r\n", start)
+    return head[start : end if end >= 0 else None].strip()
 
 
 def _authorization(api_key: str | None, user: str | None, password: str | None) -> str | None:

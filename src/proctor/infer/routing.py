@@ -60,14 +60,19 @@ class Router:
         *,
         unreachable_s: float,
         max_in_flight: int = 1024,
+        connections: int = 1 << 20,
         connect_s: float = 10.0,
     ) -> None:
+        """`max_in_flight` bounds each window, `connections` all of them together: they get equal shares."""
         self._backends = backends
         self._unreachable_s = unreachable_s
         self._maximum = max_in_flight
+        self._connections = connections
         self._connect_s = connect_s
         self._known: tuple[Backend, ...] = ()
         self._routes: list[Route] = []
+        self._gone: list[Route] = []
+        """Of servers that are not there any more."""
         self._refresh_at = 0.0
         self._dark_since: float | None = None
         self._waiters: deque[_Waiter] = deque()
@@ -190,8 +195,10 @@ class Router:
         for probe in probes:
             with contextlib.suppress(asyncio.CancelledError):
                 await probe
-        for route in self._routes:
+        for route in (*self._routes, *self._gone):
             route.origin.close()
+        # A cut connection gives its socket back at the loop's next turn, which might never come.
+        await asyncio.sleep(0)
 
     def _choose(self, avoid: Route | None) -> Route | None:
         """The best route with room. Raises ServerError if none has worked for too long."""
@@ -240,7 +247,11 @@ class Router:
             if backend not in current and route.probe is not None:
                 route.probe.cancel()
         self._routes = [kept.get(b) or self._route(b, now) for b in current]
+        self._gone += [route for backend, route in kept.items() if backend not in current]
         self._known = current
+        share = max(1, self._connections // max(1, len(current)))
+        for route in self._routes:
+            route.window.allow(min(self._maximum, share))
 
     def _route(self, backend: Backend, now: float) -> Route:
         origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s)

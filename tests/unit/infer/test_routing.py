@@ -9,7 +9,7 @@ import pytest
 
 from proctor.errors import ServerError
 from proctor.infer import routing
-from proctor.infer.client import Broken, Client, Reply, Retries
+from proctor.infer.client import Broken, Client, Reply, Retries, allow_connections
 from proctor.infer.routing import EJECT_AFTER, PROBE_LONGEST_S, Router
 from proctor.infer.server import Backend
 from proctor.testing import FakeServer, Faults, ServerOptions
@@ -141,3 +141,29 @@ async def test_the_client_tells_what_each_server_has() -> None:
     assert load[one.url].answered == 3
     assert load[two.url].answered == 0
     assert {entry.in_flight for entry in load.values()} == {0}
+
+
+async def test_servers_share_what_the_system_allows() -> None:
+    backends = BACKENDS[:1]
+    router = Router(lambda: tuple(backends), unreachable_s=60.0, max_in_flight=8, connections=12)
+    router.release(await router.wait())
+    assert [r.window.maximum for r in router.routes] == [8]
+    backends[:] = BACKENDS[:2]
+    router.failed(router.routes[0], "HTTP 500")  # after a failure the list is read anew
+    router.release(await router.wait())
+    assert [r.window.maximum for r in router.routes] == [6, 6]
+    assert router.limit == 12
+    await router.close()
+
+
+def test_the_system_is_asked_for_connections_once() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        assert allow_connections(100) == 100
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 512
+        assert allow_connections(1000) == min(1000, before[1] - 256)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
