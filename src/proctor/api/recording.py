@@ -267,6 +267,20 @@ def _changed(store: Store, key: str, suites: Sequence[str]) -> str | None:
     return None if difference is None or difference.gone else difference.what
 
 
+def recorded_before(context: RunContext, store: Store, known: Sequence[Kept | None]) -> tuple[Suite, ...] | None:
+    """The suites of these `tasks:` as last recorded, where all that is not `known` never is; None otherwise."""
+    try:
+        state = json.loads(context.directory.suites.read_text(encoding="utf-8"))
+        never = [key is None for key in state["inputs"]]
+        if state["tasks"] != _tasks_digest(context) or not known:
+            return None
+        if any(one is None and not unknown for one, unknown in zip(known, never, strict=True)):
+            return None
+        return tuple(store.read_suite(str(i)) for i in state["suites"])
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        return None
+
+
 def planned_suites(context: RunContext, store: Store) -> tuple[Suite, ...]:
     """The suites as last recorded for these `tasks:`; recorded now if they were not, or have changed."""
     try:

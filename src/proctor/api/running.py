@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from proctor import errors
+from proctor.api.asking import Workers
 from proctor.api.context import RunContext
 from proctor.api.foreseeing import keep_forecast
 from proctor.api.marking import Ahead, Memory
 from proctor.api.planning import make_plan
-from proctor.api.progress import Progress, Silent, WorkerEvents
-from proctor.api.recording import Recorded, harness, kept, record
+from proctor.api.progress import Progress, Silent
+from proctor.api.recording import Kept, Recorded, harness, kept, record, recorded_before
 from proctor.api.scoring import Scores, score_run
 from proctor.api.targets import Target, resolve_targets
-from proctor.config.engines import Launch
-from proctor.config.spec import LocalLaunch
-from proctor.errors import ConfigError, LaunchError, ProctorError, StoreError
-from proctor.launch.launcher import Job as LaunchJob
-from proctor.launch.launcher import JobState, JobStatus
-from proctor.launch.local import LocalLauncher
-from proctor.plan import ModelPlan, Plan
+from proctor.errors import ProctorError, StoreError
+from proctor.plan import Plan
 from proctor.processes.resident import Residents
 from proctor.records import Suite
 from proctor.score.replay import Marks
 from proctor.store import Owner, Store
-from proctor.worker.assignment import Assignment
-from proctor.worker.job import Job
 
 COMPACT_SEGMENTS = 16
 """So many segments are worth a part: opening a store reads each of its files."""
-
-POLL_S = 0.25
-"""Between two looks at the workers: what a person sees as live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,32 +82,64 @@ class _Run:
 
 async def _run(one: _Run, *, retry_failed: bool, fresh: bool) -> Outcome:
     context, store, progress = one.context, one.store, one.progress
-    reading = asyncio.create_task(asyncio.to_thread(resolve_targets, context, store))
-    try:
-        recorded = await _record(one, fresh=fresh)
-    except BaseException:
-        await asyncio.gather(reading, return_exceptions=True)
-        raise
-    if not reading.done():
-        progress.phase("reading the models")
-    targets = await reading
-    plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
-    progress.planned(plan)
-    keep_forecast(context, plan)
-    memory = Memory(context, recorded)
-    ahead = Ahead(store=store, residents=one.residents, memory=memory, ready=partial(_show, progress))
-    drained, failures = await _ask(one, targets, plan, recorded, ahead, retry_failed=retry_failed)
+    async with Workers(context, retry_failed=retry_failed) as workers:
+        recorded, targets = await _both(one, workers, fresh=fresh)
+        plan = await asyncio.to_thread(make_plan, context, store, targets, recorded.suites, retry_failed=retry_failed)
+        progress.planned(plan)
+        keep_forecast(context, plan)
+        memory = Memory(context, recorded)
+        ahead = Ahead(store=store, residents=one.residents, memory=memory, ready=partial(_show, progress))
+        asked = await workers.ask(targets, plan, progress, ahead.working(targets, recorded))
     progress.phase("scoring")
     scores, after = await asyncio.to_thread(_finish, one, targets, recorded, memory)
     await _tidy(store, targets, progress)
-    return Outcome(run=context.spec.name, scores=scores, before=plan, after=after, drained=drained, errors=failures)
+    return Outcome(
+        run=context.spec.name, scores=scores, before=plan, after=after, drained=asked.drained, errors=asked.errors
+    )
 
 
-async def _record(one: _Run, *, fresh: bool) -> Recorded:
+async def _both(one: _Run, workers: Workers, *, fresh: bool) -> tuple[Recorded, list[Target]]:
+    """Record what has to be recorded; meanwhile read the models, and have their servers start."""
     known = [] if fresh else await asyncio.to_thread(kept, one.context, one.store)
-    if not known or None in known:
+    some = not known or None in known
+    if some:
         one.progress.phase("recording the tasks")
-    return await asyncio.to_thread(record, one.context, one.store, known=known, run=one.residents.run)
+    tasks = (
+        asyncio.create_task(asyncio.to_thread(record, one.context, one.store, known=known, run=one.residents.run)),
+        asyncio.create_task(_models(one, workers, known, begin=some)),
+    )
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _models(one: _Run, workers: Workers, known: Sequence[Kept | None], *, begin: bool) -> list[Target]:
+    """The models; with `begin`, their workers are started where they will most likely be owed something."""
+    targets = await asyncio.to_thread(resolve_targets, one.context, one.store)
+    if begin:
+        await workers.begin(await asyncio.to_thread(_owing, one, targets, known, retry_failed=workers.retry_failed))
+    return targets
+
+
+def _owing(
+    one: _Run, targets: Sequence[Target], known: Sequence[Kept | None], *, retry_failed: bool
+) -> Sequence[Target]:
+    """The models that owed something when the same tasks were recorded last; all of them where there is no telling.
+
+    Tasks whose inputs are never known are recorded each time, and a finished run must not start servers for that.
+    """
+    suites = recorded_before(one.context, one.store, known)
+    if suites is None:
+        return targets
+    try:
+        plan = make_plan(one.context, one.store, targets, suites, retry_failed=retry_failed)
+    except StoreError:
+        return targets
+    return [t for t, m in zip(targets, plan.models, strict=True) if m.owed]
 
 
 async def _tidy(store: Store, targets: Sequence[Target], progress: Progress) -> None:
@@ -147,115 +166,3 @@ def _show(progress: Progress, target: Target, suite: Suite, marks: Marks) -> Non
     if shown is not None and shown.value is not None:
         error = "" if shown.stderr is None else f" ± {shown.stderr:.4f}"
         progress.phase(f"{target.entry.shown} {name}: {shown.metric} {shown.value:.4f}{error}, n {shown.n}")
-
-
-async def _ask(
-    one: _Run, targets: Sequence[Target], plan: Plan, recorded: Recorded, ahead: Ahead, *, retry_failed: bool
-) -> tuple[bool, tuple[ProctorError, ...]]:
-    context, progress = one.context, one.progress
-    owing = [(t, m) for t, m in zip(targets, plan.models, strict=True) if m.shards]
-    if not owing:
-        return False, ()
-    context.directory.write_plan({m.model: m.shards for _, m in owing})
-    jobs = [job for target, model in owing for job in _jobs(context, target, model, retry_failed=retry_failed)]
-    events = WorkerEvents(context.directory.events)
-    events.skip()
-    async with await LocalLauncher.open(_here(context.spec.launch)) as launcher:
-        async with _draining(launcher) as drain:
-            await launcher.submit(jobs)
-            async with ahead.working(targets, recorded):
-                states = await _watch(launcher, events, progress)
-        progress.events(events.read())
-    return drain.requested, tuple(_failures(states, jobs, events))
-
-
-def _here(launch: Launch) -> LocalLaunch:
-    if isinstance(launch, LocalLaunch):
-        return launch
-    raise ConfigError(
-        f"launch.type is {launch.type!r}: `run` starts workers on this machine only",
-        hint="`proctor submit` sends them to the cluster; or add --set launch='{type: local}'",
-    )
-
-
-def _jobs(context: RunContext, target: Target, model: ModelPlan, *, retry_failed: bool) -> list[LaunchJob]:
-    directory = context.directory
-    job: Job = target.job(context)
-    file = f"{job.job_id}.json"
-    job.write(directory.jobs / file)
-    workers = min(target.workers, len(model.shards))
-    cost_s = sum(s.cost_s for s in model.shards)
-    path = directory.assignments / file
-    Assignment(shape=job.job_id, jobs=(file,), costs=(cost_s,), workers=workers).write(path)
-    flags = ["--retry-failed"] if retry_failed else []
-    return [
-        LaunchJob(
-            id=f"{job.job_id}-{index}",
-            argv=(sys.executable, "-m", "proctor.worker", str(directory.root), str(path), str(index), *flags),
-            log=directory.logs / f"{job.job_id}-{index}.log",
-            gpus=job.gpus,
-        )
-        for index in range(workers)
-    ]
-
-
-async def _watch(launcher: LocalLauncher, events: WorkerEvents, progress: Progress) -> Mapping[str, JobStatus]:
-    while True:
-        states = await launcher.poll(wait_s=POLL_S)
-        progress.events(events.read())
-        if all(s.state.final for s in states.values()):
-            return states
-
-
-def _failures(states: Mapping[str, JobStatus], jobs: Sequence[LaunchJob], events: WorkerEvents) -> list[ProctorError]:
-    """One error for each worker that failed, in its own words where it could still say any."""
-    found: list[ProctorError] = []
-    for job in jobs:
-        status = states[job.id]
-        said = events.last(job.id)
-        if status.state is not JobState.FAILED or status.returncode == errors.Incomplete.exit_code:
-            continue
-        if said is not None and said.error:
-            kind: type[ProctorError] = getattr(errors, said.error, ProctorError)
-            found.append(kind(said.message, hint=said.hint))
-        else:
-            reason = status.message or f"it ended with status {status.returncode}"
-            found.append(
-                LaunchError(f"worker {job.id} failed: {reason}", hint=f"see {job.log}; repeat the command to continue")
-            )
-    return found
-
-
-class _Drain:
-    requested = False
-
-
-@contextlib.asynccontextmanager
-async def _draining(launcher: LocalLauncher) -> AsyncGenerator[_Drain]:
-    """Pass on a first signal as a request to drain, a second as an order to stop."""
-    drain = _Drain()
-    loop = asyncio.get_running_loop()
-    pending: set[asyncio.Task[None]] = set()
-
-    def received() -> None:
-        work = launcher.cancel(drain=not drain.requested)
-        drain.requested = True
-        task = loop.create_task(work)
-        pending.add(task)
-        task.add_done_callback(pending.discard)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        for number in numbers:
-            loop.add_signal_handler(number, received)
-    except (ValueError, RuntimeError):
-        # Not the main thread: whoever runs us handles signals.
-        yield drain
-        return
-    try:
-        yield drain
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        if pending:
-            await asyncio.gather(*pending)
