@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,15 +63,14 @@ def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, di
     """
     sampling = request.sampling
     assert sampling is not None
-    body = sampling_fields(sampling, dialect)
+    body = dict(_sampling_fields(sampling, dialect))
     if request.prompt_ids is not None and dialect is Dialect.LLAMA_CPP:
         # Its own route, because only that one returns the generated ids.
         body["n_predict"] = body.pop("max_tokens")
         return NATIVE, {"prompt": request.prompt_ids, "return_tokens": True} | body
-    if request.prompt_ids is not None:
-        return "/v1/completions", {"prompt": request.prompt_ids} | body
-    if request.prompt_text is not None:
-        return "/v1/completions", {"prompt": request.prompt_text} | body
+    if request.prompt_ids is not None or request.prompt_text is not None:
+        body["prompt"] = request.prompt_text if request.prompt_ids is None else request.prompt_ids
+        return "/v1/completions", body
     asked = request.request
     body["messages"] = [{"role": m.role, "content": m.content} for m in asked.messages]
     if dialect is not Dialect.OPENAI:
@@ -135,6 +135,10 @@ def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
         if dialect is Dialect.VLLM:
             body["return_token_ids"] = True
     return body | cast("dict[str, Any]", json.loads(sampling.extra))
+
+
+_sampling_fields = functools.lru_cache(maxsize=256)(sampling_fields)
+"""A task's greedy requests all have the same. Not to be changed by who gets it."""
 
 
 def _llama_cpp(sampling: Sampling) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class _Drawn:
     text: str
 
 
+_REMEMBERED: Final = 1024
+"""Different generation arguments that are kept resolved."""
+
+
 class _Refused(Exception):
     """Carries the failure of one request out of the pure rules."""
 
@@ -88,6 +92,7 @@ class Resolver:
         self._server_tokenises: bool | None = None
         self._rules: Rules | None = None
         self._extra_body = canonical_json(spec.extra_body)
+        self._generations: dict[str, Generation] = {}
 
     @property
     def local(self) -> bool:
@@ -260,13 +265,19 @@ class Resolver:
         return self._finish(request, key, found, prompt)
 
     def _generation_arguments(self, request: Request, rules: Rules | None) -> Generation:
-        return resolve_generation(
-            self._spec.profile,
-            _object(request.arguments),
-            default_length=self._spec.max_gen_toks or DEFAULT_GENERATION,
-            eos=rules.eos if rules else None,
-            defaults=self._generation_config,
-        )
+        """What the profile makes of a request's arguments: the same for all requests of a task, as a rule."""
+        found = self._generations.get(request.arguments)
+        if found is None:
+            if len(self._generations) >= _REMEMBERED:
+                self._generations.clear()
+            found = self._generations[request.arguments] = resolve_generation(
+                self._spec.profile,
+                _object(request.arguments),
+                default_length=self._spec.max_gen_toks or DEFAULT_GENERATION,
+                eos=rules.eos if rules else None,
+                defaults=self._generation_config,
+            )
+        return found
 
     def _finish(self, request: Request, key: str, found: Generation, prompt: object) -> PhysicalRequest:
         sampling = found.sampling

@@ -97,9 +97,10 @@ class Answers:
         """Whether a response to this key is stored."""
         return bool(self._index.find(key_array([key]))[0] >= 0)
 
-    def has_physical(self, physical_key: str) -> bool:
-        """Whether a response to this physical key is stored, under whatever resolution."""
-        return bool(self._index.physical(key_array([physical_key]))[0] >= 0)
+    def physical_of(self, physical_keys: Sequence[str]) -> set[str]:
+        """Those of `physical_keys` to which a response is stored, under whatever resolution."""
+        rows = self._index.physical(key_array(physical_keys))
+        return {physical_keys[i] for i in np.flatnonzero(rows >= 0).tolist()}
 
     def failure(self, key: str) -> Failure | None:
         """The last failure of a key that has no response. Raises StoreError if it cannot be read."""

@@ -295,11 +295,13 @@ class Feed:
         if new:
             found = await self._engine.resolve([self._requests[k] for k in new], new)
             self._seen.update(zip(new, found, strict=True))
-        for resolved in [self._seen.pop(k) for k in keys]:
+        batch = [self._seen.pop(k) for k in keys]
+        stored = self._answers.physical_of([r.physical_key for r in batch if not isinstance(r, Failure)])
+        for resolved in batch:
             if isinstance(resolved, Failure):
                 await self.keep.failure(resolved)
                 await self._settled(resolved.key)
-            elif self._is_answered(resolved.physical_key):
+            elif resolved.physical_key in stored or _short(resolved.physical_key) in self._answered:
                 await self.keep.alias(resolved.key, resolved.physical_key)
                 await self._settled(resolved.key)
             elif resolved.physical_key in self._first:
@@ -307,9 +309,6 @@ class Feed:
             else:
                 self._first[resolved.physical_key] = resolved.key
                 self._ready.append(resolved)
-
-    def _is_answered(self, physical_key: str) -> bool:
-        return _short(physical_key) in self._answered or self._answers.has_physical(physical_key)
 
     # --- claims ---
 

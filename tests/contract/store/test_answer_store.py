@@ -63,9 +63,9 @@ async def test_weights_and_resolutions_do_not_mix(store: Store) -> None:
         await writer.append(response(1))
     other_resolution, other_weights = store.answers(WEIGHTS, OTHER), store.answers("b2" * 32, RESOLUTION)
     assert not other_resolution.answered(key(1))
-    assert other_resolution.has_physical(response(1).physical_key)
+    assert other_resolution.physical_of([response(1).physical_key])
     assert not other_weights.answered(key(1))
-    assert not other_weights.has_physical(response(1).physical_key)
+    assert not other_weights.physical_of([response(1).physical_key])
 
 
 async def test_an_alias_answers_with_what_is_there(store: Store) -> None:

@@ -94,8 +94,8 @@ def test_an_answer_to_the_same_physical_request_is_shared(
     first = response("asked")
     fill(first, under=OTHER)
     answers = store.answers(weights, resolution)
-    assert answers.has_physical(first.physical_key)
-    assert not answers.has_physical(first.key)
+    assert answers.physical_of([first.physical_key])
+    assert not answers.physical_of([first.key])
     assert answers.owed([first.key]) == [first.key], "another resolution is another question"
 
     async def alias() -> None:
