@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import ipaddress
 import re
 import ssl
 import zlib
@@ -78,6 +79,7 @@ class Origin:
             raise ValueError(f"not a URL of a server: {url!r}")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host = parts.hostname
+        self._named = self._host != "localhost" and not _is_address(self._host)
         self._port = parts.port or (443 if self._tls else 80)
         self._connect_s = connect_s
         self._prefix = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
@@ -146,11 +148,11 @@ class Origin:
             return _Connection(self._buffer)
 
         loop = self._loop
-        if isinstance(loop, asyncio.BaseEventLoop):
+        if self._named and isinstance(loop, asyncio.BaseEventLoop):
             return await loop.create_connection(
                 protocol, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=0.25
             )
-        # uvloop tries one address after the other, and knows no such delay.
+        # One address needs no race, which costs two tasks; uvloop does not know it.
         return await loop.create_connection(protocol, self._host, self._port, ssl=self._tls)
 
     def _head(self, method: str, path: str) -> bytes:
@@ -361,6 +363,14 @@ def _field(head: bytes, name: bytes) -> bytes:
     start = at + len(name)
     end = head.find(b"\r\n", start)
     return head[start : end if end >= 0 else None].strip()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _authorization(api_key: str | None, user: str | None, password: str | None) -> str | None:
