@@ -37,7 +37,8 @@ def command(
         _list(files)
     else:
         for file in files:
-            click.echo(f"==> {shown(str(file.path))} <==\n{api.last_lines(file, lines)}")
+            end = api.last_lines(file, lines)
+            click.echo(f"==> {shown(str(file.path))} <==\n{end or '(nothing was written)'}")
     return 0
 
 
@@ -46,6 +47,9 @@ def _list(files: list[api.LogFile]) -> None:
     lines = tuple(
         Line(cells=(f.name, f.kind, count(f.size), f"{duration(now - f.modified)} ago")) for f in files if f.size
     )
+    if not lines:
+        click.echo(f"all of {count(len(files))} log(s) are empty" if files else "no logs: nothing has run yet")
+        return
     columns = heading("log", "of a", "bytes", "written", right=("bytes", "written"))
     show(Layout(title="logs", columns=columns, lines=lines), sys.stdout)
 
@@ -57,7 +61,8 @@ def _show_failed(config: str, overrides: tuple[str, ...], name: str | None, *, a
         return
     for sample in samples:
         click.echo(f"{shown(sample.model)} {shown(sample.task)} document {sample.doc_id}: {sample.boundary}")
-        click.echo(f"  {shown(sample.message)} ({sample.attempts} attempts)")
+        click.echo(f"  {shown(sample.message)} ({sample.attempts} attempt{'s' * (sample.attempts != 1)})")
         click.echo("\n".join("  | " + shown(line) for line in sample.prompt.splitlines()[-8:]))
     if not samples:
-        click.echo("no sample failed for good")
+        whose = "" if name is None else f" of a model or task called {shown(name)!r}"
+        click.echo(f"no sample{whose} failed for good")

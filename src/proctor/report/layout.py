@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
@@ -14,8 +14,8 @@ from rich.text import Text
 
 from proctor.report.text import encodable, shown
 
-_FOLDED: Final = 10
-"""A name may be folded to this many characters a line on a narrow screen, not to fewer."""
+_FOLDED: Final = 8
+"""A name may be folded to this many characters a line on a narrow screen, not to fewer; a heading is never folded."""
 _LARGE: Final = 1e6
 """From here on numbers are written with an exponent: their digits would say nothing."""
 
@@ -69,12 +69,13 @@ class Layout:
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
-        for column in self.columns:
+        for i, column in enumerate(self.columns):
             table.add_column(
                 Text(column.heading),
                 justify="right" if column.right else "left",
                 no_wrap=column.right,
                 overflow="fold",
+                min_width=self._least(i),
             )
         for line in self.lines:
             style = "yellow" if line.warn else "bold" if line.strong else ""
@@ -83,15 +84,27 @@ class Layout:
 
     def least_width(self) -> int:
         """Characters that the table needs on a terminal: numbers whole, names folded to a readable width."""
-        total = -2
-        for i, column in enumerate(self.columns):
-            wanted = max(cell_len(cell) for cell in (column.heading, *(shown(x.cells[i]) for x in self.lines)))
-            total += 2 + (wanted if column.right else min(wanted, _FOLDED))
-        return total
+        # Between two columns rich has a space, the line's own and a space again; one more at each end.
+        return sum(3 + self._least(i) for i in range(len(self.columns))) - 1
+
+    def _least(self, index: int) -> int:
+        """Characters of one column."""
+        column = self.columns[index]
+        own = cell_len(column.heading)
+        widest = max((cell_len(shown(line.cells[index])) for line in self.lines), default=0)
+        return max(own, widest if column.right else min(widest, _FOLDED))
 
     def _padded(self, index: int, cell: str, width: int) -> str:
         gap = " " * (width - cell_len(cell))
         return gap + cell if self.columns[index].right else cell + gap
+
+
+def show_all(layouts: Iterable[Layout], file: TextIO, *, width: int | None = None) -> None:
+    """Write several tables with an empty line between them."""
+    for number, layout in enumerate(layouts):
+        if number:
+            file.write("\n")
+        show(layout, file, width=width)
 
 
 def show(layout: Layout, file: TextIO, *, width: int | None = None) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from proctor.plan.views import ModelPlan, Plan, TaskPlan
 from proctor.records import Coverage, ScoreRow, Shard
-from proctor.report.layout import Column, Layout, Line, show
+from proctor.report.layout import Column, Layout, Line, heading, show
 from proctor.report.table import complete, coverage_words, rows_to_json, score_table
 from proctor.report.text import duration, encodable, shown
 from proctor.report.verbs import plan_table, starts_table, status_table, worker_table
@@ -266,3 +266,16 @@ def test_status_table() -> None:
     ]
     (worker,) = worker_table(status).lines
     assert worker.warn and worker.cells == ("w0", "a", "failed", "0", "-", "5 s ago", "no space")
+
+
+@pytest.mark.parametrize("columns", [2, 5, 9])
+def test_a_table_that_is_said_to_fit_keeps_its_headings(columns: int) -> None:
+    names = [f"column{i}" for i in range(columns)]
+    line = Line(cells=("model", *("1,000" for _ in names[1:])))
+    layout = Layout(columns=heading(*names, right=names[1:]), lines=(line,))
+    file = Terminal()
+    show(layout, file, width=layout.least_width())
+    assert "─" in file.getvalue() and all(name in file.getvalue() for name in names)
+    file = Terminal()
+    show(layout, file, width=layout.least_width() - 1)
+    assert "─" not in file.getvalue()
