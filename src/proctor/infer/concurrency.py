@@ -217,10 +217,11 @@ class Window:
             if self.phase is Phase.LEAP:
                 self._base_limit, self._base = 0, _Rate()
                 self._settle(self._up(LEAP), "grown: the server has no queue", now)
-            elif self.why == QUEUE:
-                # It was shrunk by the server's word, and not by a comparison: the word is enough to grow again.
+            elif self.why == QUEUE and max(self._queued[-2:]) <= 0:
+                # It was shrunk by the server's word, and not by a comparison: the word is enough to grow again. Twice,
+                # for between two waves of answers there is no queue for a moment.
                 self._force(self._up(REGROWTH), QUEUE, now)
-            elif self.phase is Phase.HOLD and self._paying and self._base.answers:
+            elif self.phase is Phase.HOLD and self._paying and self.why != QUEUE and self._base.answers:
                 self._try_more(now)
 
     # --- measuring ---

@@ -11,11 +11,12 @@ from aiohttp import web
 
 from proctor.infer import flights
 from proctor.infer.client import Client, Reply, Retries
+from proctor.infer.concurrency import START
 from proctor.infer.server import Load
 from proctor.testing import FakeServer, Latency, ServerOptions
 from proctor.testing.options import MetricsOf
 
-SLOTS = 8
+SLOTS = 4
 
 
 class Watched(FakeServer):
@@ -58,7 +59,7 @@ async def ask(servers: Sequence[FakeServer], count: int) -> dict[str, Load]:
             body = {"prompt": f"Question {number}:", "max_tokens": 4, "temperature": 0}
             assert isinstance(await client.post("/v1/completions", body), Reply)
             left -= 1
-            if left == 4 * SLOTS:
+            if left == 32:
                 load = client.load()
 
         await asyncio.gather(*(one(n) for n in range(count)))
@@ -68,8 +69,9 @@ async def ask(servers: Sequence[FakeServer], count: int) -> dict[str, Load]:
 @pytest.mark.parametrize("metrics", ["vllm", "sglang", "llama.cpp"])
 async def test_a_server_that_tells_its_queue_gets_little_more_than_it_has_slots(metrics: MetricsOf) -> None:
     async with Watched(metrics) as server:
-        load = (await ask([server], 400))[server.url]
-        assert SLOTS <= load.limit <= SLOTS + 4
+        load = (await ask([server], 250))[server.url]
+        # Without the server's word it would not be below the start so soon.
+        assert SLOTS / 2 <= load.limit < START
         assert load.waiting is not None
         assert load.why
         assert server.gets["/metrics"] >= 5
@@ -77,7 +79,7 @@ async def test_a_server_that_tells_its_queue_gets_little_more_than_it_has_slots(
 
 async def test_a_server_without_metrics_is_asked_for_them_once() -> None:
     async with Watched(says=web.Response(status=404)) as server:
-        await ask([server], 200)
+        await ask([server], 100)
         assert server.gets["/metrics"] == 1
 
 
@@ -92,16 +94,16 @@ async def test_a_server_without_metrics_is_asked_for_them_once() -> None:
 )
 async def test_useless_metrics_are_asked_for_less_and_less(says: web.Response) -> None:
     async with Watched(says=says) as server:
-        load = (await ask([server], 300))[server.url]
+        load = (await ask([server], 150))[server.url]
         assert load.waiting is None
         assert 1 <= server.gets["/metrics"] <= 8, "after 0.05, 0.1, 0.2, ... seconds"
-        assert server.stats.answered == 300
+        assert server.stats.answered == 150
 
 
 async def test_metrics_that_never_come_hold_nothing_up() -> None:
     async with Watched("vllm", stalls=True) as server:
-        await ask([server], 200)
-        assert server.stats.answered == 200
+        await ask([server], 100)
+        assert server.stats.answered == 100
         assert server.gets["/metrics"] >= 1
 
 
