@@ -41,12 +41,15 @@ chaos: .venv/.dev
 	PROCTOR_CHAOS_KILLS=50 PROCTOR_CHAOS_CUTS=20 $(BIN)/pytest -q tests/integration/test_chaos.py
 	PROCTOR_CHAOS_SLURM=20 $(BIN)/pytest -q tests/slurm/test_survival.py tests/slurm/test_runs.py
 
-bench: .venv/.dev $(PEERS)/.installed
+bench: .venv/.dev $(PEERS)/.installed $(HARNESS)/.models
 	$(BIN)/python -m bench.store --json bench/results/store.json
 	$(BIN)/python -m bench.status --json bench/results/status.json
 	$(BIN)/python -m bench.planning --json bench/results/planning.json
 	$(BIN)/python -m bench.makespan --json bench/results/makespan.json
 	$(BIN)/python -m bench.http_clients --json bench/results/http.json
+	$(BIN)/python -m bench.client --json bench/results/client.json --text bench/results/client.txt
+	$(BIN)/python -m bench.overhead --json bench/results/overhead.json
+	$(BIN)/python -m bench.generate --json bench/results/generate.json
 
 # A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
 SLURM_DIR ?= /tmp/proctor-slurm

@@ -144,7 +144,7 @@ def whole_commands(setting: Setting, say: Say) -> dict[str, Any]:
             chat = route == "chat"
             ask = partial(commands.lm_eval, url=setting.url, chat=chat)
             best[f"lm-eval {route}"] = at_best(
-                partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.in_flight
+                partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.in_flight, say
             )
             cases[f"Proctor {route}"] = partial(
                 commands.proctor,
@@ -158,7 +158,7 @@ def whole_commands(setting: Setting, say: Say) -> dict[str, Any]:
         if "chat" in setting.routes:
             ask = partial(commands.inspect, url=setting.url)
             best["Inspect chat"] = at_best(
-                partial(ask, quarter_documents, samples=setting.inspect_samples // SWEEP_SHARE), setting.in_flight
+                partial(ask, quarter_documents, samples=setting.inspect_samples // SWEEP_SHARE), setting.in_flight, say
             )
             cases["Inspect chat"] = partial(
                 ask, few_documents, samples=setting.inspect_samples, in_flight=best["Inspect chat"]
@@ -191,9 +191,11 @@ def whole_commands(setting: Setting, say: Say) -> dict[str, Any]:
     return out
 
 
-def at_best(ask: Callable[..., commands.Run], in_flight: Sequence[int]) -> int:
+def at_best(ask: Callable[..., commands.Run], in_flight: Sequence[int], say: Say) -> int:
     """The concurrency at which the whole command was quickest."""
-    return min(in_flight, key=lambda n: ask(in_flight=n).seconds)
+    seconds = {n: ask(in_flight=n).seconds for n in in_flight}
+    say("  sought: " + ", ".join(f"{n} in flight {s:.1f} s" for n, s in seconds.items()))
+    return min(in_flight, key=lambda n: seconds[n])
 
 
 def memory(setting: Setting, say: Say) -> dict[str, Any]:

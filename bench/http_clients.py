@@ -22,9 +22,9 @@ from bench.mock_server import PEERS, ROOT, started
 from bench.spread import ratio, spread
 
 SLOW: Final = {"httpx": 10}
-"""Asked so many times fewer requests: its pool searches all connections for each request."""
+"""Asked so many times fewer requests."""
 ONLY: Final = {"httpx": (64,)}
-"""httpx does not end in reasonable time, or fails, with more in flight."""
+"""With 1,024 in flight httpx does not end in reasonable time."""
 PACKAGES: Final = ("aiohttp", "uvloop", "httpx", "pyreqwest", "primp", "wreq")
 
 
