@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import signal
-import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Final, Self
 
 from proctor import errors
 from proctor.api.context import RunContext
+from proctor.api.local_workers import local_workers
 from proctor.api.progress import Progress, WorkerEvents
 from proctor.api.targets import Target
 from proctor.config.engines import Launch
@@ -24,7 +24,6 @@ from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState, JobStatus
 from proctor.launch.local import LocalLauncher
 from proctor.plan import ModelPlan, Plan
-from proctor.worker.assignment import Assignment
 
 POLL_S: Final = 0.25
 """Between two looks at the workers: what a person sees as live."""
@@ -68,11 +67,11 @@ class Workers:
 
         Raises ConfigError for another launcher than this machine's, LaunchError for what could never run.
         """
-        starting = [t for t in targets if isinstance(t.launch, LocalLaunch) and _serves(t)]
+        starting = [(t, t.launch.workers) for t in targets if isinstance(t.launch, LocalLaunch) and _serves(t)]
         if not starting or not isinstance(self.context.spec.launch, LocalLaunch):
             return
         launcher, _ = await self._open()
-        early = {t.id: self._jobs(t, t.workers, 0.0, "--plan-token", self._token) for t in starting}
+        early = {t.id: self._jobs(t, workers, 0.0, "--plan-token", self._token) for t, workers in starting}
         await launcher.submit([job for jobs in early.values() for job in jobs])
         self._early = early
 
@@ -115,28 +114,14 @@ class Workers:
         return self._launcher, self._events
 
     def _planned(self, target: Target, model: ModelPlan) -> list[LaunchJob]:
-        workers = min(target.workers, len(model.shards))
+        workers = min(model.workers, len(model.shards))
         if target.id in self._early:
             return self._early[target.id][:workers]
         return self._jobs(target, workers, sum(s.cost_s for s in model.shards))
 
     def _jobs(self, target: Target, workers: int, cost_s: float, *flags: str) -> list[LaunchJob]:
-        directory = self.context.directory
-        job = target.job(self.context)
-        file = f"{job.job_id}.json"
-        job.write(directory.jobs / file)
-        path = directory.assignments / file
-        Assignment(shape=job.job_id, jobs=(file,), costs=(cost_s,), workers=workers).write(path)
         flags = (*flags, *(["--retry-failed"] if self.retry_failed else []))
-        return [
-            LaunchJob(
-                id=f"{job.job_id}-{index}",
-                argv=(sys.executable, "-m", "proctor.worker", str(directory.root), str(path), str(index), *flags),
-                log=directory.logs / f"{job.job_id}-{index}.log",
-                gpus=job.gpus,
-            )
-            for index in range(workers)
-        ]
+        return local_workers(self.context, target, workers=workers, cost_s=cost_s, flags=flags)
 
 
 def _serves(target: Target) -> bool:

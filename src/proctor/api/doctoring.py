@@ -160,7 +160,8 @@ async def _trial(
 
 
 async def _try_here(context: RunContext, target: Target, plan: ModelPlan, launch: LocalLaunch) -> Finding:
-    (job,) = local_workers(context, target, plan, workers=1, name="doctor-", flags=("--at-most", str(REQUESTS)))
+    flags = ("--at-most", str(REQUESTS))
+    (job,) = local_workers(context, target, workers=1, cost_s=plan.cost_s, name="doctor-", flags=flags)
     started = time.monotonic()
     try:
         async with await LocalLauncher.open(launch) as launcher:

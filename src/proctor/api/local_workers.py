@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from proctor.api.context import RunContext
 from proctor.api.targets import Target
 from proctor.launch.launcher import Job as LaunchJob
-from proctor.plan import ModelPlan
 from proctor.worker.assignment import Assignment
 
 
 def local_workers(
-    context: RunContext, target: Target, plan: ModelPlan, *, workers: int, name: str = "", flags: Sequence[str] = ()
+    context: RunContext, target: Target, *, workers: int, cost_s: float, name: str = "", flags: Sequence[str] = ()
 ) -> list[LaunchJob]:
     """Write down what the workers of one model do, and give the command of each. They start in no order.
 
-    `name` stands before the model's own in ids and file names, so that a trial and a run keep apart; `flags` are
-    further ones for each worker. The run's directory exists. Raises OSError if it cannot be written.
+    `cost_s`: what the model owes, in seconds of one server; 0 where it is not planned yet. `name` stands before the
+    model's own in ids and file names, so that a trial and a run keep apart; `flags` are further ones for each worker.
+    The run's directory exists. Raises OSError if it cannot be written.
     """
     directory = context.directory
     job = target.job(context)
@@ -26,7 +26,7 @@ def local_workers(
     job.write(directory.jobs / file)
     shape = f"{name}{job.job_id}"
     path = directory.assignments / f"{shape}.json"
-    Assignment(shape=shape, jobs=(file,), costs=(plan.cost_s,), workers=workers).write(path)
+    Assignment(shape=shape, jobs=(file,), costs=(cost_s,), workers=workers).write(path)
     return [
         LaunchJob(
             id=f"{shape}-{index}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from proctor.api.context import RunContext
 from proctor.api.gpus import GpuFinder
@@ -28,9 +28,6 @@ from proctor.records import digest
 from proctor.store import Store
 from proctor.worker.job import Job
 
-AUTO_WORKERS: Final = 16
-"""Shards are small enough for so many workers where their number is not stated."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -47,12 +44,6 @@ class Target:
     profile: str
     gpus_reason: str = ""
     """Why so many GPUs, where `auto` has decided."""
-
-    @property
-    def workers(self) -> int:
-        """Workers that the plan cuts shards for; a cluster's `auto` counts as as many as usually pay."""
-        workers = self.launch.workers
-        return AUTO_WORKERS if isinstance(workers, str) else workers
 
     @property
     def gpus(self) -> int:

@@ -176,7 +176,7 @@ def test_workers_here_ask_for_them(room: Room, monkeypatch: pytest.MonkeyPatch) 
     weights(room, parameters=70 * 10**9, heads=64)
     desk = Desk.open(run(room))
     desk.context.write_configuration()
-    (job,) = local_workers(desk.context, desk.targets[0], desk.plan().models[0], workers=1)
+    (job,) = local_workers(desk.context, desk.targets[0], workers=1, cost_s=1.0)
     assert job.gpus == 2
     (told,) = [Job.read(p) for p in desk.context.directory.jobs.glob("*.json")]
     assert told.engine["server"]["gpus"] == 2
