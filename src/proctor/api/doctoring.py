@@ -173,7 +173,7 @@ async def _try_here(context: RunContext, target: Target, plan: ModelPlan, launch
         return Finding(what="trial", state="failed", said=f"{target.id}: {error.message}", hint=error.hint)
     took = time.monotonic() - started
     if status.state is JobState.DONE:
-        asked = min(REQUESTS, plan.owed)
+        asked = min(REQUESTS, len(plan.shards[0].items))  # a worker on trial takes one shard
         return _ok("trial", f"{target.id}: {asked} requests answered in {took:.0f} s with start-up")
     said = f"{target.id}: {status.message or tail(job.log, lines=3)}"
     return Finding(what="trial", state="failed", said=said, hint=f"see {job.log}")

@@ -37,6 +37,14 @@ def test_a_trial_asks_each_model_a_few_requests_and_keeps_the_answers(room: Room
     assert Desk.open(config).plan().owed == len(WORDS) - REQUESTS
 
 
+def test_a_trial_takes_one_shard(room: Room) -> None:
+    strategy = {"strategy": "workers", "num_worker": 3, "num_split": 3, "min_task_size": 1, "split": True}
+    config = room.run([{"native": room.task("t", WORDS)}], plan=strategy)
+    (trial,) = [f for f in asyncio.run(api.doctor(config)).findings if f.what == "trial"]
+    assert "m: 2 requests answered" in trial.said
+    assert Desk.open(config).plan().owed == len(WORDS) - 2
+
+
 def test_a_trial_is_launched_as_the_models_own_launch_says(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     config = room.run([{"native": room.task("t", WORDS)}])
