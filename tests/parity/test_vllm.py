@@ -142,6 +142,7 @@ class Both:
         entry |= {"revision": "parity", "tokenizer": str(directory)}
         limit = {} if self.limit is None else {"limit": self.limit}
         chosen = {"type": "openai", "profile": "local-completions", "max_length": self.served.window}
+        chosen["truncation"] = "truncate_left"
         chosen |= {"max_in_flight": 8, **({"add_bos_token": True} if self.add_bos else {})}
         config = self.commands.write_run(
             root,

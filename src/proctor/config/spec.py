@@ -345,7 +345,8 @@ class OpenAIEngine(Strict):
     """Whose habits resolve raw arguments: BOS, window, truncation, default length, stops."""
     max_length: Whole | None = None
     """The window in tokens; None: the profile's (2048 for local-completions) or the model's own."""
-    truncation: Literal["fail", "truncate_left"] = "truncate_left"
+    truncation: Literal["fail", "truncate_left"] = "fail"
+    """A prompt that does not fit the window fails, by name; or it is cut from the left as lm-eval does, and counted."""
     add_bos_token: bool | None = None
     max_gen_toks: Whole | None = None
     loglikelihood: Literal["auto", "echo", "next-token", "forced"] = "auto"

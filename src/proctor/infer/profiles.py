@@ -201,13 +201,18 @@ def window_length(spec: OpenAIEngine, config: Mapping[str, Any], tokenizer_confi
         return spec.max_length
     if spec.profile == "local-completions":
         return DEFAULT_LENGTH
+    return own_window(config, tokenizer_config) or DEFAULT_LENGTH
+
+
+def own_window(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int | None:
+    """The model's own window in tokens, as its files say; None where they do not."""
     inner = config.get("text_config") or config
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         if inner.get(name) is not None:
             return int(inner[name])
     length = tokenizer_config.get("model_max_length")
     # transformers writes 1e30 for "not known".
-    return int(length) if length is not None and length < 10**15 else DEFAULT_LENGTH
+    return int(length) if length is not None and length < 10**15 else None
 
 
 def resolution_digest(

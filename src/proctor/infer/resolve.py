@@ -23,6 +23,7 @@ from proctor.infer.profiles import (
     fit_scored,
     generation_key,
     move_spaces,
+    own_window,
     passages_key,
     rolling_passages,
     sample_seed,
@@ -60,6 +61,7 @@ class _Drawn:
     text: str
 
 
+_NO_WINDOW: Final = 1 << 40
 _REMEMBERED: Final = 1024
 """Different generation arguments that are kept resolved."""
 
@@ -91,6 +93,7 @@ class Resolver:
         self._tokenizer: Tokenizer | None = None
         self._server_tokenises: bool | None = None
         self._rules: Rules | None = None
+        self._whole: Rules | None = None
         self._extra_body = canonical_json(spec.extra_body)
         self._generations: dict[str, Generation] = {}
 
@@ -131,7 +134,19 @@ class Resolver:
                 eos=texts.get("eos_token"),
                 prefix_id=ids.get("bos_token", ids.get("eos_token")),
             )
+            self._whole = self._uncut(self._rules, config)
         return self._rules
+
+    def _uncut(self, rules: Rules, tokenizer_config: dict[str, Any]) -> Rules:
+        """The rules for what is not to be cut.
+
+        A profile's window says where its class would cut. Where nothing is cut, the model's own one counts; and where
+        that is not known, the server has the word.
+        """
+        if self._spec.truncation != "fail" or self._spec.max_length:
+            return rules
+        window = own_window(self._config, tokenizer_config) or _NO_WINDOW
+        return replace(rules, max_length=max(window, rules.max_length))
 
     async def resolve(
         self, requests: Sequence[Request], keys: Sequence[str] | None = None
@@ -212,9 +227,10 @@ class Resolver:
         if kind is Kind.ROLLING:
             passages, cut = rolling_passages(rules, encoded[0]), 0
         else:
-            passage, cut = fit_scored(rules, *split_pair(rules, drawn.text, encoded))
+            whole = self._whole or rules
+            passage, cut = fit_scored(whole, *split_pair(rules, drawn.text, encoded))
             passages = (passage,)
-        self._check_cut(cut)
+            self._check_cut(whole, cut)
         return PhysicalRequest(
             key=drawn.key,
             physical_key=passages_key(kind, passages, self._extra_body),
@@ -242,8 +258,9 @@ class Resolver:
         found = self._generation_arguments(drawn.request, rules)
         cut = 0
         if ids is not None:
-            ids, cut = fit_prompt(rules, ids, found.reserve)
-            self._check_cut(cut)
+            whole = self._whole or rules
+            ids, cut = fit_prompt(whole, ids, found.reserve)
+            self._check_cut(whole, cut)
             if found.total_length is not None:
                 found = replace(found, sampling=replace(found.sampling, max_tokens=found.total_length - len(ids)))
         prompt: object = [drawn.text, self._identity] if ids is None else ids
@@ -299,9 +316,12 @@ class Resolver:
             sampling=sampling,
         )
 
-    def _check_cut(self, cut: int) -> None:
+    def _check_cut(self, rules: Rules, cut: int) -> None:
         if cut and self._spec.truncation == "fail":
-            raise DoesNotFit(f"the prompt is {cut} tokens longer than the window, and truncation is `fail`")
+            raise DoesNotFit(
+                f"the prompt is {cut} tokens too long for a window of {rules.max_length}: raise `engine.max_length` if "
+                "the server has more, or cut as lm-eval does with `engine.truncation: truncate_left`"
+            )
 
     @property
     def _identity(self) -> str:

@@ -161,13 +161,32 @@ async def test_truncation_is_counted_or_refused(tmp_path: Path) -> None:
         Request(kind=Kind.LOGLIKELIHOOD, text="x" * 50, continuation=" y"),
         Request(kind=Kind.LOGLIKELIHOOD, text="x", continuation=" y" * 40),
     ]
-    generated, scored, hopeless = await resolver(directory, max_length=20).resolve(requests)
+    cutting = resolver(directory, max_length=20, truncation="truncate_left")
+    generated, scored, hopeless = await cutting.resolve(requests)
     assert isinstance(generated, PhysicalRequest) and isinstance(scored, PhysicalRequest)
     assert (generated.truncated_tokens, scored.truncated_tokens) == (35, 33)
     assert isinstance(hopeless, Failure) and hopeless.boundary is Boundary.CONTEXT
-    for failure in await resolver(directory, max_length=20, truncation="fail").resolve(requests):
+    for failure in await resolver(directory, max_length=20).resolve(requests):
         assert isinstance(failure, Failure)
         assert (failure.boundary, failure.retryable) == (Boundary.CONTEXT, False)
+    assert "truncate_left" in failure.message or "continuation alone" in failure.message
+
+
+@pytest.mark.parametrize(("own", "fits"), [(None, True), (4096, True), (2100, False)])
+async def test_what_is_not_cut_has_the_models_own_window(tmp_path: Path, own: int | None, fits: bool) -> None:
+    """lm-eval's class takes 2048 for the window of any server."""
+    directory = write_byte_tokenizer(tmp_path)
+    (directory / "config.json").write_text(json.dumps({"max_position_embeddings": own} if own else {}))
+    said = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(said | {"model_max_length": 10**30}))
+    requests = [
+        Request(kind=Kind.GENERATE, text="x" * 2090, arguments=canonical_json({"max_gen_toks": 40})),
+        Request(kind=Kind.LOGLIKELIHOOD, text="x" * 2110, continuation="y"),
+    ]
+    client = Client(lambda: [])
+    found = await Resolver(Spec(), directory, client=client, model_directory=directory).resolve(requests)
+    assert [isinstance(one, PhysicalRequest) for one in found] == [fits, fits]
+    assert all(one.truncated_tokens == 0 for one in found if isinstance(one, PhysicalRequest))
 
 
 async def test_extra_body_is_sent_and_keyed(tmp_path: Path) -> None:
@@ -193,7 +212,7 @@ def test_the_resolution_digest_changes_with_everything_that_changes_requests() -
         of(template="d"),
         of(max_length=6),
         of(profile="hf"),
-        of(truncation="fail"),
+        of(truncation="truncate_left"),
         of(add_bos_token=True),
         of(max_gen_toks=3),
         of(extra_body={"a": 1}),
