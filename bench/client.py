@@ -128,67 +128,72 @@ def shown(value: dict[str, float]) -> str:
     return f"{value['median']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A whole command at the concurrency that suits it."""
+
+    run: Callable[[], commands.Run]
+    in_flight: int
+    peer_of: str | None = None
+    """Whose samples/s are set against its own."""
+
+
 def whole_commands(setting: Setting, say: Say) -> dict[str, Any]:
     """Proctor, lm-eval and Inspect from start to printed score."""
-    out: dict[str, Any] = {"samples": setting.samples, "inspect_samples": setting.inspect_samples}
+    say(f"\nWhole commands, {setting.samples} samples (Inspect {setting.inspect_samples})")
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
-        full, part, few = Path(name) / "full", Path(name) / "part", Path(name) / "few"
-        write_documents(full, setting.samples)
-        write_documents(part, setting.samples // SWEEP_SHARE)
-        few_documents = write_documents(few, setting.inspect_samples)
-        quarter_documents = write_documents(few / "quarter", setting.inspect_samples // SWEEP_SHARE)
-        say(f"\nWhole commands, {setting.samples} samples (Inspect {setting.inspect_samples})")
-        cases: dict[str, Callable[[], commands.Run]] = {}
-        best: dict[str, int] = {}
-        for route in setting.routes:
-            chat = route == "chat"
-            ask = partial(commands.lm_eval, url=setting.url, chat=chat)
-            best[f"lm-eval {route}"] = at_best(
-                partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.in_flight, say
-            )
-            cases[f"Proctor {route}"] = partial(
-                commands.proctor,
-                full,
-                setting.url,
-                samples=setting.samples,
-                chat=chat,
-                in_flight=max(setting.in_flight),
-            )
-            cases[f"lm-eval {route}"] = partial(ask, full, samples=setting.samples, in_flight=best[f"lm-eval {route}"])
-        if "chat" in setting.routes:
-            ask = partial(commands.inspect, url=setting.url)
-            best["Inspect chat"] = at_best(
-                partial(ask, quarter_documents, samples=setting.inspect_samples // SWEEP_SHARE), setting.in_flight, say
-            )
-            cases["Inspect chat"] = partial(
-                ask, few_documents, samples=setting.inspect_samples, in_flight=best["Inspect chat"]
-            )
-        runs: dict[str, list[commands.Run]] = in_turns(cases, setting.command_rounds)
-    for case, found in runs.items():
-        out[case] = {
-            "in_flight": best.get(case, max(setting.in_flight)),
-            "samples_per_s": spread([r.samples_per_s for r in found]).as_json(),
-            "cpu_ms_per_sample": spread([r.cpu_ms for r in found]).as_json(),
-            "runs": [asdict(r) for r in found],
+        cases = prepared(Path(name), setting, say)
+        runs: dict[str, list[commands.Run]] = in_turns({n: c.run for n, c in cases.items()}, setting.command_rounds)
+    out: dict[str, Any] = {"samples": setting.samples, "inspect_samples": setting.inspect_samples}
+    for name, case in cases.items():
+        rate, cpu = [r.samples_per_s for r in runs[name]], [r.cpu_ms for r in runs[name]]
+        found: dict[str, Any] = {
+            "in_flight": case.in_flight,
+            "samples_per_s": spread(rate).as_json(),
+            "cpu_ms_per_sample": spread(cpu).as_json(),
+            "runs": [asdict(r) for r in runs[name]],
         }
-        line = (
-            f"{spread([r.samples_per_s for r in found])} samples/s; CPU {spread([r.cpu_ms for r in found])} ms a sample"
-        )
-        say(f"{case:22}in flight {out[case]['in_flight']:>5}  {line}")
-    out["ratios"] = {}
-    for case, found in runs.items():
-        peer, route = case.split()
-        ours = runs.get(f"Proctor {route}")
-        if peer != "Proctor" and ours:
-            out["ratios"][case] = {
-                "rate": ratio([r.samples_per_s for r in ours], [r.samples_per_s for r in found]).as_json(),
-                "cpu": ratio([r.cpu_ms for r in found], [r.cpu_ms for r in ours]).as_json(),
-            }
-            both = out["ratios"][case]
-            say(
-                f"Proctor over {case:20} {shown(both['rate'])} times the samples/s, {shown(both['cpu'])} times less CPU"
-            )
+        say(f"{name:20} {case.in_flight:>5} in flight  {spread(rate)} samples/s; CPU {spread(cpu)} ms a sample")
+        if case.peer_of is not None:
+            ours = runs[case.peer_of]
+            faster = ratio([r.samples_per_s for r in ours], rate).as_json()
+            cheaper = ratio(cpu, [r.cpu_ms for r in ours]).as_json()
+            found |= {"proctor_faster": faster, "proctor_cheaper": cheaper}
+            say(f"{'':20} Proctor: {shown(faster)} times the samples/s, {shown(cheaper)} times less CPU")
+        out[name] = found
     return out
+
+
+def prepared(root: Path, setting: Setting, say: Say) -> dict[str, Command]:
+    """The commands, peers at their best concurrency, which is sought first on fewer samples."""
+    full, part, few = root / "full", root / "part", root / "few"
+    write_documents(full, setting.samples)
+    write_documents(part, setting.samples // SWEEP_SHARE)
+    few_documents = write_documents(few, setting.inspect_samples)
+    fewer_documents = write_documents(few / "sought", setting.inspect_samples // SWEEP_SHARE)
+    most = max(setting.in_flight)
+    cases: dict[str, Command] = {}
+    for route in setting.routes:
+        chat = route == "chat"
+        cases[f"Proctor {route}"] = Command(
+            run=partial(commands.proctor, full, setting.url, samples=setting.samples, chat=chat, in_flight=most),
+            in_flight=most,
+        )
+        ask = partial(commands.lm_eval, url=setting.url, chat=chat)
+        best = at_best(partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.in_flight, say)
+        cases[f"lm-eval {route}"] = Command(
+            run=partial(ask, full, samples=setting.samples, in_flight=best), in_flight=best, peer_of=f"Proctor {route}"
+        )
+    if "chat" in setting.routes:
+        ask = partial(commands.inspect, url=setting.url)
+        samples = setting.inspect_samples // SWEEP_SHARE
+        best = at_best(partial(ask, fewer_documents, samples=samples), setting.in_flight, say)
+        cases["Inspect chat"] = Command(
+            run=partial(ask, few_documents, samples=setting.inspect_samples, in_flight=best),
+            in_flight=best,
+            peer_of="Proctor chat",
+        )
+    return cases
 
 
 def at_best(ask: Callable[..., commands.Run], in_flight: Sequence[int], say: Say) -> int:

@@ -96,13 +96,13 @@ class Work:
 
 async def hammer(url: str, route: str, requests: int, in_flight: int) -> dict[str, float]:
     """Ask `requests` times over `in_flight` connections; rates, and milliseconds of CPU a request of both sides."""
-    parts = urlsplit(url)
+    host, port = urlsplit(url).hostname or "", urlsplit(url).port or 80
     loop = asyncio.get_running_loop()
     work = Work(url, route, requests)
     before = await asyncio.to_thread(server_stats, url)
     mine, start = cpu_seconds(), time.perf_counter()
     for _ in range(in_flight):
-        await loop.create_connection(lambda: Asker(work), parts.hostname, parts.port)
+        await loop.create_connection(lambda: Asker(work), host, port)
     await work.done
     took = time.perf_counter() - start
     used, after = cpu_seconds() - mine, await asyncio.to_thread(server_stats, url)
