@@ -26,6 +26,7 @@ STARTUP_S: Final[Mapping[str, float]] = {
 """Until it is measured; by server or engine."""
 OTHER_STARTUP_S: Final = 60.0
 _AT_WORK: Final = frozenset({"asking", "draining"})
+_READY: Final = frozenset({"serving", "asking"})
 _WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".pt")
 
 
@@ -35,11 +36,11 @@ class Measured:
 
     busy: list[Spent] = field(default_factory=list[Spent])
     startups_s: list[float] = field(default_factory=list[float])
-    """Of the starts that came to a first request."""
+    """Of the starts after which the server could be asked."""
     starts: int = 0
     """How often a worker started a server, or an engine of its own, for this model."""
     starting_s: float = 0.0
-    """What all of them took until a first request, or until a worker that came to none was last heard of."""
+    """What all of them took until then, or until a worker that did not come so far was last heard of."""
 
     @property
     def spent(self) -> Spent:
@@ -66,14 +67,15 @@ def measured(events: Iterable[Event]) -> dict[str, Measured]:
 
 def _add(found: dict[str, Measured], life: list[Event]) -> None:
     into = found.setdefault(life[0].model, Measured())
-    asking = next((e for e in life if e.phase == "asking"), None)
+    # A worker that is ready may still wait for its plan; one that does not say so is ready when it asks.
+    ready = next((e for e in life if e.phase in _READY), None)
     if life[0].phase == "starting":
-        took = max(0.0, (asking or life[-1]).time - life[0].time)
+        took = max(0.0, (ready or life[-1]).time - life[0].time)
         into.starts += 1
         into.starting_s += took
-        if asking is not None:
+        if ready is not None:
             into.startups_s.append(took)
-    if asking is None:
+    if not any(e.phase == "asking" for e in life):
         return
     seconds = sum(max(0.0, b.time - a.time) for a, b in pairwise(life) if a.phase in _AT_WORK)
     last = life[-1]

@@ -41,6 +41,14 @@ def test_starts_are_counted_over_all_lives_and_workers() -> None:
     assert (found.starts, found.starting_s, sorted(found.startups_s)) == (3, 42, [5, 30])
 
 
+def test_a_worker_that_is_ready_and_waits_for_its_plan_has_started() -> None:
+    life = [event("starting", 0), event("serving", 20), event("asking", 300), event("done", 310, 4)]
+    found = measured(life)["m"]
+    assert (found.startups_s, found.starting_s, found.spent.seconds) == ([20], 20, 10)
+    early = measured([event("starting", 0), event("serving", 20), event("done", 25)])["m"]
+    assert (early.startups_s, early.busy) == ([20], [])
+
+
 def test_what_a_worker_says_while_it_starts_is_no_second_start() -> None:
     staged = replace(event("starting", 60), message="the weights are read from /local/x")
     found = measured([event("starting", 0), staged, event("asking", 90)])["m"]
