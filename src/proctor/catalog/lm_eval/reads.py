@@ -11,7 +11,9 @@ time.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import site
@@ -111,9 +113,9 @@ class Reads:
 
     def _file(self, name: Any) -> None:
         path = os.path.abspath(os.fsdecode(name))
-        folder, base = os.path.split(path)
-        if base.endswith(".pyc") and os.path.basename(folder) == "__pycache__":
-            path = os.path.join(os.path.dirname(folder), base.split(".", 1)[0] + ".py")
+        if path.endswith(".pyc"):
+            with contextlib.suppress(ValueError):
+                path = importlib.util.source_from_cache(path)
         if path in self.files or path in sys.path or self._elsewhere(path):
             return  # Of the search path only an archive is opened, and what is in it is Python's own.
         try:
