@@ -56,7 +56,8 @@ BUSY_SHARE: Final = 0.25
 """What a 429 costs of a request's retries: "later" is not "no", and a busy hour must not cost answers."""
 KEY_STATUS: Final = frozenset({401, 403})
 """No request to this server can succeed."""
-LOST_STATUS: Final = frozenset({404, 405})
+MOVED_STATUS: Final = frozenset({301, 302, 303, 307, 308})
+LOST_STATUS: Final = frozenset({404, 405}) | MOVED_STATUS
 """No request to this path can succeed."""
 
 DARK_PAUSE_S: Final = 2.0
@@ -338,7 +339,7 @@ def _refusal(answer: HttpAnswer, attempts: int) -> Broken:
             retry_after_s=_retry_after(answer.header("retry-after")) if retryable else None,
             overloaded=retryable and status in OVERLOAD_STATUS,
         )
-    if 300 <= status < 400:
+    if status in MOVED_STATUS:
         message = f"HTTP {status}: the server sends us elsewhere, to {answer.header('location')}"
     boundary = Boundary.CONTEXT if status == 413 or _CONTEXT.search(message) else Boundary.REFUSED
     return Broken(boundary=boundary, message=message, retryable=False, attempts=attempts, status=status)
@@ -389,9 +390,8 @@ def _lost(route: Route, path: str, outcome: Broken) -> ServerError:
         404: f"check the URL and the served model name {route.backend.served_model!r} (served_model of the model)",
         405: "check the URL: it must be the server's base, without /v1",
     }
-    return ServerError(
-        f"{route.backend.url}{path} refuses every request: {outcome.message}", hint=hints.get(outcome.status or 0)
-    )
+    hint = "give the URL that it names" if outcome.status in MOVED_STATUS else hints.get(outcome.status or 0)
+    return ServerError(f"{route.backend.url}{path} refuses every request: {outcome.message}", hint=hint)
 
 
 def allow_connections(wanted: int) -> int:

@@ -29,6 +29,8 @@ HEDGE_LEAST_S: Final = 0.1
 HEDGE_KNOWN: Final = 5
 """So many answers make a median."""
 REMEMBERED: Final = 128
+KINDS: Final = 256
+"""Of so many kinds of requests the latencies are kept; with more, begun anew."""
 POLL_S: Final = 1.0
 """Between two looks at a busy server's metrics."""
 POLL_LONGEST_S: Final = 60.0
@@ -153,6 +155,8 @@ class Watch:
         """A request of that kind was answered."""
         known = self._latencies.get(kind)
         if known is None:
+            if len(self._latencies) >= KINDS:
+                self._latencies.clear()
             known = self._latencies[kind] = deque(maxlen=REMEMBERED)
         known.append(latency_s)
 
@@ -166,7 +170,7 @@ class Watch:
                 await asyncio.wait_for(self._nudge.wait(), pause_s)
             self._nudge.clear()
             now = time.monotonic()
-            for flight in self.flights:
+            for flight in tuple(self.flights):
                 if now - flight.started >= self._request_s:
                     flight.end("time-out")
             if self._ending and self.flights:

@@ -254,7 +254,10 @@ class Router:
             route.window.allow(min(self._maximum, share))
 
     def _route(self, backend: Backend, now: float) -> Route:
-        origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s)
+        try:
+            origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s)
+        except ValueError as error:
+            raise ServerError(str(error)) from None
         return Route(backend=backend, origin=origin, window=Window(self._maximum, now))
 
     def _check_budget(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from proctor.errors import ServerError
 from proctor.infer.client import Broken, Client, Reply, Retries, Timeouts
@@ -186,6 +187,22 @@ async def test_a_wrong_key_stops_the_engine_and_is_not_shown(connect: Any, key: 
             assert isinstance((await ask(engine, generations(1)))[0], Response)
     assert "API key" in str(caught.value)
     assert "right-secret" not in str(caught.value)
+
+
+async def test_a_server_that_sends_us_elsewhere_is_named_with_where(connect: Any) -> None:
+    class Moved(FakeServer):
+        async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response(status=308, headers={"Location": "https://elsewhere/v1"})
+
+    async with Moved() as server, connect(lambda: [server.backend]) as engine:
+        with pytest.raises(ServerError, match="elsewhere, to https://elsewhere/v1"):
+            await ask(engine, generations(1))
+
+
+async def test_a_url_that_is_none_ends_the_run(connect: Any) -> None:
+    async with connect(lambda: [Backend(url="ftp://host")]) as engine:
+        with pytest.raises(ServerError, match="not a URL of a server: 'ftp://host'"):
+            await ask(engine, generations(1))
 
 
 async def test_an_unreachable_server_ends_the_run_after_the_budget(connect: Any) -> None:
