@@ -171,5 +171,8 @@ def _worker(said: list[Event]) -> WorkerStatus:
         requests=last.requests,
         tokens_per_s=tokens / elapsed if elapsed > 0 else None,
         requests_per_s=last.requests / elapsed if elapsed > 0 else None,
+        in_flight=last.in_flight,
+        limits=tuple(last.limits),
+        why=tuple(last.why),
         message=last.message,
     )

@@ -128,8 +128,8 @@ def starts_table(status: RunStatus) -> Layout:
 
 
 def worker_table(status: RunStatus) -> Layout:
-    """Every worker: what it does and when it was last heard of."""
-    names = ("worker", "model", "phase", "requests", "tokens/s", "last seen", "message")
+    """Every worker: what it does, what its servers have at a time, and when it was last heard of."""
+    names = ("worker", "model", "phase", "requests", "tokens/s", "in flight", "last seen", "message")
     lines = tuple(Line(cells=_worker_cells(w, status.now), warn=w.phase == "failed") for w in status.workers)
     return Layout(title="workers", columns=heading(*names, right=_NUMBERS), lines=lines)
 
@@ -209,4 +209,13 @@ def _worker_cells(worker: WorkerStatus, now: float | None) -> tuple[str, ...]:
     rate = "-" if worker.tokens_per_s is None else count(round(worker.tokens_per_s))
     age = "-" if now is None else f"{duration(now - worker.seen)} ago"
     said = worker.message.partition("\n")[0]
-    return (worker.worker, worker.model, worker.phase, count(worker.requests), rate, age, said or "-")
+    figures = (count(worker.requests), rate, _in_flight(worker))
+    return (worker.worker, worker.model, worker.phase, *figures, age, said or "-")
+
+
+def _in_flight(worker: WorkerStatus) -> str:
+    """Such as `57 of 64 (grown)`; with several servers the sum, and each reason once."""
+    if not worker.limits:
+        return "-"
+    why = "; ".join(dict.fromkeys(w for w in worker.why if w))
+    return f"{count(worker.in_flight)} of {count(sum(worker.limits))}" + (f" ({why})" if why else "")

@@ -58,6 +58,11 @@ class WorkerStatus:
     requests: int = 0
     tokens_per_s: float | None = None
     requests_per_s: float | None = None
+    in_flight: int = 0
+    limits: tuple[int, ...] = ()
+    """How many requests each server is given at a time."""
+    why: tuple[str, ...] = ()
+    """Where each of these numbers comes from."""
     message: str = ""
 
 

@@ -20,6 +20,7 @@ from proctor.infer.servers.build import build_server
 from proctor.infer.servers.launched import LaunchedServer
 from proctor.infer.servers.steps import StepTerms
 from proctor.records import EngineInfo
+from proctor.worker.events import EventLog
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
 
@@ -79,10 +80,12 @@ class ComingServer:
         return self.server.info
 
 
-def watched(server: Server | None, engine: Engine) -> None:
-    """Let a server that we start know what its client has with it, so that a stall is told from idleness."""
-    if isinstance(server, LaunchedServer) and isinstance(engine, OpenAIEngine):
-        server.observe(engine.load)
+def watched(server: Server | None, engine: Engine, events: EventLog) -> None:
+    """Let others know what the client has with each server: a server, to tell a stall from idleness; the events."""
+    if isinstance(engine, OpenAIEngine):
+        events.load = engine.load
+        if isinstance(server, LaunchedServer):
+            server.observe(engine.load)
 
 
 def engine_for(job: Job, server: Server | ComingServer | None, *, worker: str) -> Engine:

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from proctor.errors import ProctorError
+from proctor.infer.server import Load
 from proctor.records import Answer, Failure
 
 INTERVAL_S: Final = 0.5
@@ -41,6 +42,10 @@ class Event:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     in_flight: int = 0
+    limits: list[int] = field(default_factory=list[int])
+    """How many requests each of the model's servers is given at a time; found, not configured."""
+    why: list[str] = field(default_factory=list[str])
+    """Where each of these numbers comes from."""
     message: str = ""
     error: str = ""
     """Phase failed: the name of the error's class."""
@@ -65,6 +70,8 @@ class EventLog:
         self._last = 0.0
         self._began = time.monotonic()
         self._file: TextIOWrapper | None = None
+        self.load: Callable[[], Mapping[str, Load]] | None = None
+        """What each server has now; set once there is a client that knows."""
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +118,7 @@ class EventLog:
         if self._file is None:
             return
         self._last = time.monotonic()
+        loads = [] if self.load is None else list(self.load().values())
         event = Event(
             worker=self._worker,
             model=self._model,
@@ -122,7 +130,9 @@ class EventLog:
             failures=dict(self._failures),
             prompt_tokens=self._prompt,
             completion_tokens=self._completion,
-            in_flight=in_flight,
+            in_flight=sum(one.in_flight for one in loads) if loads else in_flight,
+            limits=[one.limit for one in loads],
+            why=[one.why for one in loads],
             message=message,
             error=error,
             hint=hint,

@@ -199,7 +199,7 @@ class Shift:
                 self._left = False
                 return
             coming.server = await starting
-            watched(coming.server, engine)
+            watched(coming.server, engine, events)
             await stack.enter_async_context(engine)
             session = await readying
         finally:

@@ -241,7 +241,18 @@ def test_status_table() -> None:
             TaskStatus(model="a", task="t", requests=1000, answered=999, failed=1, failures=(("server", 1),)),
             TaskStatus(model="a", task="u", num_fewshot=5, requests=3, answered=1),
         ),
-        workers=(WorkerStatus(worker="w0", model="a", phase="failed", seen=100.0, message="no space\nlog: x"),),
+        workers=(
+            WorkerStatus(worker="w0", model="a", phase="failed", seen=100.0, message="no space\nlog: x"),
+            WorkerStatus(
+                worker="w1",
+                model="a",
+                phase="asking",
+                seen=104.0,
+                in_flight=57,
+                limits=(1000, 64),
+                why=("grown", "cut: HTTP 429"),
+            ),
+        ),
         starts=(
             ModelStarts(model="a", starts=3, seconds=90.0, typical_s=40.0),
             ModelStarts(model="b", starts=1, seconds=10.0),
@@ -264,8 +275,9 @@ def test_status_table() -> None:
         ("a", "3", "1 min 30 s", "40 s"),
         ("b", "1", "10 s", "-"),
     ]
-    (worker,) = worker_table(status).lines
-    assert worker.warn and worker.cells == ("w0", "a", "failed", "0", "-", "5 s ago", "no space")
+    ended, busy = worker_table(status).lines
+    assert ended.warn and ended.cells == ("w0", "a", "failed", "0", "-", "-", "5 s ago", "no space")
+    assert busy.cells[5] == "57 of 1,064 (grown; cut: HTTP 429)"
 
 
 @pytest.mark.parametrize("columns", [2, 5, 9])
