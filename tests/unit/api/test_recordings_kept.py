@@ -10,7 +10,7 @@ import pytest
 
 from proctor import api
 from proctor.api.context import RunContext
-from proctor.api.recording import Recorded, kept, record, recorded
+from proctor.api.recording import Recorded, kept, record, recorded, recorded_before
 from proctor.catalog.native import NativeSource
 from proctor.errors import StoreError, TaskError, UsageError
 from proctor.store import Store
@@ -177,3 +177,18 @@ def test_recordings_are_read_when_they_are_needed(bureau: Bureau) -> None:
         again.recordings[fingerprint]
     with pytest.raises(KeyError):
         again.recordings["0" * 64]
+
+
+def test_what_is_recorded_only_for_want_of_knowledge_is_told_from_news(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run whose tasks are recorded each time must not start servers for that."""
+    entries = [{"native": room.task("t", WORDS, dataset={"hub": "org/name"})}, {"native": room.task("u", WORDS)}]
+    bureau = Bureau(room.run(entries))
+    assert recorded_before(bureau.context, bureau.store, kept(bureau.context, bureau.store)) is None
+    monkeypatch.setattr("proctor.catalog.native.read_rows", read_rows_of_a_file(room))
+    found = bureau.record()
+    assert bureau.known == [False, True]
+    assert recorded_before(bureau.context, bureau.store, kept(bureau.context, bureau.store)) == found.suites
+    room.task("u", ["other"])
+    assert recorded_before(bureau.context, bureau.store, kept(bureau.context, bureau.store)) is None

@@ -3,51 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import select
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from proctor.catalog.lm_eval.wire import read_error, write_error, write_json
 from proctor.errors import HarnessError, ProctorError
 
 Work = Callable[[Path], Any]
 """Given the job's directory, does something there and returns a JSON value."""
+_LOOK_S: Final = 0.02
+"""Between two tries to get a permit."""
 
 
 class Permits:
-    """How many forks may be at work at once over all jobs of one host; without a host each job counts for itself."""
+    """How many forks may be at work at once over all jobs of one host; without a host each job counts for itself.
+
+    A permit is a lock on a byte of a file, which belongs to a process: however that ends, the kernel takes it back.
+    """
 
     def __init__(self) -> None:
-        self._ends: tuple[int, int] | None = None
+        self._file: IO[bytes] | None = None
+        self._held: IO[bytes] | None = None
+        self._number = 0
 
     def share(self, number: int) -> None:
-        """From now on this process and its forks hold `number` permits together."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.write(write, b"." * max(1, number))
-        self._ends = read, write
+        """From now on the forks of this process, and of these, have `number` permits together."""
+        self._file = tempfile.TemporaryFile()
+        self._number = max(1, number)
 
-    def leave(self) -> None:
-        """This process counts as one that holds a permit: what it forks needs none."""
-        self._ends = None
-
-    def take(self, *, wait: bool) -> bool:
-        """Whether there was one; with `wait`, there is in the end."""
-        while self._ends is not None:
-            with contextlib.suppress(BlockingIOError):
-                return bool(os.read(self._ends[0], 1))
-            if not wait:
-                return False
-            select.select([self._ends[0]], [], [])
-        return True
-
-    def give_back(self) -> None:
-        """The inverse of `take`."""
-        if self._ends is not None:
-            os.write(self._ends[1], b".")
+    def take(self) -> None:
+        """Wait for a permit, for the rest of this process; what it forks needs none."""
+        file, self._file = self._file, None
+        while file is not None:
+            for place in range(self._number):
+                with contextlib.suppress(BlockingIOError, PermissionError):
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                    self._held = file
+                    return
+            time.sleep(_LOOK_S)
 
 
 permits: Final = Permits()
@@ -60,16 +59,12 @@ def in_processes(work: Mapping[str, Work], directory: Path, workers: int) -> dic
     running: dict[int, str] = {}
     errors: dict[str, ProctorError] = {}
     while waiting or running:
-        # Only who has nothing at work may wait for a permit: others would not see that theirs are free again.
-        while waiting and len(running) < max(1, workers) and permits.take(wait=not running):
+        while waiting and len(running) < max(1, workers):
             name, run = waiting.pop(0)
             running[_start(run, directory, name)] = name
         pid, status = os.wait()
         name = running.pop(pid, None)
-        if name is None:
-            continue
-        permits.give_back()
-        if status == 0:
+        if name is None or status == 0:
             continue
         report = directory / f"{name}.error"
         code = os.waitstatus_to_exitcode(status)
@@ -92,7 +87,7 @@ def _start(run: Work, directory: Path, name: str) -> int:
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        permits.leave()
+        permits.take()
         os._exit(_in_fork(run, directory, name))
     return pid
 
