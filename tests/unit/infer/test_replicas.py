@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -211,3 +212,43 @@ async def test_one_of_two_becomes_slow_then_dies_then_comes_back(monkeypatch: py
     assert sum(r.attempts for r in replies) <= count + 200, "what was in flight when it died, and little else"
     assert servers[1].stats.answered > 100
     assert servers[2].stats.answered > 20, "it is asked again"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_place_is_lost_whatever_happens(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Faults of all kinds, copies, callers that give up: at the end nothing is in flight and nobody waits."""
+    monkeypatch.setattr(routing, "PROBE_FIRST_S", 0.02)
+    monkeypatch.setattr(flights, "HEDGE_LEAST_S", 0.0)
+    drawn = random.Random(seed)
+    faults = Faults(
+        rate_limited=0.1, server_error=0.1, reset=0.1, truncated=0.1, stall=0.02, retry_after_s=0.01, seed=seed
+    )
+    latency = Latency(lognormal_s=0.01, sigma=1.0, slots=4)
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(FakeServer(ServerOptions(faults=faults, latency=latency))) for _ in range(3)
+        ]
+        client = Client(
+            lambda: [s.backend for s in servers], retries=QUICK, timeouts=Timeouts(request=0.3), max_in_flight=8
+        )
+        async with client:
+            router, watch = client._entered or pytest.fail("entered")  # type: ignore[misc]
+
+            async def ask(number: int) -> Reply | Broken:
+                await asyncio.sleep(drawn.uniform(0, 0.2))
+                return await client.post("/v1/completions", body(number), hedge=drawn.random() < 0.7)
+
+            tasks = [asyncio.create_task(ask(n)) for n in range(300)]
+            client.tail()
+            for task in drawn.sample(tasks, 60):
+                await asyncio.sleep(drawn.uniform(0, 0.02))
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            while any(entry.in_flight for entry in client.load().values()):
+                await asyncio.sleep(0.01)
+            assert router.waiting == 0
+            assert watch.flights == set()
+    kinds = {type(outcome) for outcome in outcomes}
+    assert kinds <= {Reply, Broken, asyncio.CancelledError}
+    assert sum(isinstance(outcome, Reply) for outcome in outcomes) > 150
+    assert max(asked(n, servers) for n in range(300)) <= 1 + 4 * QUICK.attempts
