@@ -35,7 +35,7 @@ class StoredRecordings(Mapping[str, Recording]):
 
     def __init__(self, store: Store, fingerprints: Sequence[str], known: Mapping[str, Recording] | None = None) -> None:
         self._store = store
-        self._fingerprints = tuple(dict.fromkeys(fingerprints))
+        self._fingerprints = dict.fromkeys(fingerprints)
         self._read = dict(known or {})
 
     def __getitem__(self, fingerprint: str) -> Recording:
