@@ -88,7 +88,10 @@ def some(commands, gguf: Path | None, tmp_path_factory: pytest.TempPathFactory) 
         chosen: dict[str, Any] = {name: {"path": str(commands.models / name)} for name in names}
         if gguf is not None and "smollm2" in names:
             server = {"type": "llama.cpp", "slots": 2, "threads": None if FULL else 1}
-            chosen["gguf"] = {"path": str(gguf), "engine": {"type": "openai", "server": server, "truncation": "truncate_left"}}
+            chosen["gguf"] = {
+                "path": str(gguf),
+                "engine": {"type": "openai", "server": server, "truncation": "truncate_left"},
+            }
         config = commands.write_run(
             tmp_path_factory.mktemp("some"),
             models=chosen,

@@ -178,7 +178,8 @@ async def test_requests_resolve_as_in_lm_eval(model: Path, profile: Any) -> None
         settings.append({"max_length": max_length, "add_bos_token": add_bos, "requests": [as_job(r) for r in fitting]})
     theirs = ask_lm_eval(profile=profile, model=str(model), settings=settings)
     for setting, some, others in zip(settings, asked, theirs, strict=True):
-        spec = Spec(profile=profile, max_length=setting["max_length"], add_bos_token=setting["add_bos_token"])
+        length, bos = setting["max_length"], setting["add_bos_token"]
+        spec = Spec(profile=profile, max_length=length, add_bos_token=bos, truncation="truncate_left")
         resolver = Resolver(spec, model, client=Client(lambda: []), model_directory=model)
         for request, one, other in zip(some, await resolver.resolve(some), others, strict=True):
             check(profile, request, one, other)

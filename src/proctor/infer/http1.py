@@ -1,7 +1,7 @@
 """HTTP/1.1 for small JSON questions by the thousand: kept connections, whole bodies, nothing else.
 
-A general client spends four times the CPU on a request that this one does (`design/concurrency.md`). No redirects, no
-cookies, no proxies, no compression asked for. Plain or TLS.
+Parsed by httptools (llhttp). A general client spends several times the CPU on a request that this one does
+(`design/http-client.md`). No redirects, no cookies, no proxies, no compression asked for. Plain or TLS.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ import zlib
 from typing import Final, cast
 from urllib.parse import quote, unquote, urlsplit
 
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpResponseParser,
+)
+
 IDLE_S: Final = 3.0
 """A connection unused for so long is not used again: servers close theirs after five seconds or more."""
 HEAD_LIMIT: Final = 256 * 1024
-"""Bytes of a status line with its headers; and of one chunk's size line."""
+"""Bytes of all headers together."""
 READ_BYTES: Final = 256 * 1024
 _GZIP: Final = 32 + zlib.MAX_WBITS
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
@@ -49,21 +56,17 @@ def refused(error: BaseException) -> bool:
 class HttpAnswer:
     """A status, headers and a whole body."""
 
-    __slots__ = ("_head", "_lower", "body", "status")
+    __slots__ = ("_headers", "body", "status")
 
-    def __init__(self, status: int, head: bytes, lower: bytes, body: bytes) -> None:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
         self.body = body
-        self._head = head
-        self._lower = lower
+        self._headers = headers
 
     def header(self, name: str) -> str | None:
         """The first header of that (lower-case) name."""
-        at = self._lower.find(b"\r\n" + name.encode("ascii") + b":")
-        if at < 0:
-            return None
-        # Lower case changes no lengths.
-        return _field(self._head[at:], self._head[at : at + len(name) + 3]).decode("latin-1")
+        value = self._headers.get(name)
+        return None if value is None else value.strip()
 
 
 class Origin:
@@ -164,17 +167,17 @@ class Origin:
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """One connection: one question at a time."""
+    """One connection: one question at a time. The answer is parsed by llhttp, which calls the methods `on_...`."""
 
     __slots__ = (
         "_answer",
+        "_body",
         "_buffer",
-        "_chunks",
-        "_coded",
-        "_head",
-        "_held",
-        "_missing",
-        "_parts",
+        "_headers",
+        "_heads",
+        "_open",
+        "_parser",
+        "_status",
         "_transport",
         "keeps",
         "lost",
@@ -188,14 +191,14 @@ class _Connection(asyncio.BufferedProtocol):
         self.lost = False
         self.since = 0.0
         self._buffer = buffer
-        self._coded = False
         self._transport = cast("asyncio.Transport", None)
         self._answer: asyncio.Future[HttpAnswer] | None = None
-        self._held = b""
-        self._head: tuple[int, bytes, bytes] | None = None
-        self._parts: list[bytes] = []
-        self._missing: int | None = 0
-        self._chunks: _Chunks | None = None
+        self._parser = HttpResponseParser(self)
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._heads = 0
+        self._body: list[bytes] = []
+        self._open = False
 
     def send(self, message: bytes, answer: asyncio.Future[HttpAnswer]) -> None:
         self._answer = answer
@@ -217,11 +220,12 @@ class _Connection(asyncio.BufferedProtocol):
         self.lost, self.keeps = True, False
         if self._answer is None or self._answer.done():
             return
-        if self._head is not None and self._missing is None and self._chunks is None and exc is None:
+        if self._open and exc is None:
             # Without a length the body ends where the connection does.
-            self._finish(b"".join(self._parts))
+            self._finish()
+            self.keeps = False
             return
-        what = "before the answer's end" if self._head or self._held else "without an answer"
+        what = "before the answer's end" if self._heads else "without an answer"
         self._answer.set_exception(Cut(f"the server cut the connection {what}" + (f": {exc}" if exc else "")))
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -232,137 +236,59 @@ class _Connection(asyncio.BufferedProtocol):
             # Nobody asked: a time-out, or a server that talks on its own.
             self._transport.abort()
             return
-        data = bytes(self._buffer[:nbytes])
+        answer = self._answer
         try:
-            if self._head is None:
-                data = self._open(self._held + data if self._held else data)
-                if self._head is None:
-                    return
-            self._read(data)
-        except (ValueError, zlib.error, NoHttp) as error:
-            self._answer.set_exception(error if isinstance(error, NoHttp) else NoHttp(f"a malformed answer: {error}"))
+            self._parser.feed_data(self._buffer[:nbytes])
+        except (HttpParserError, HttpParserUpgrade, zlib.error, NoHttp) as error:
+            self.keeps = False
+            self._transport.abort()
+            # What follows a whole answer spoils the connection, not the answer.
+            if not answer.done():
+                said = error.__cause__ or error.__context__ if isinstance(error, HttpParserCallbackError) else error
+                answer.set_exception(said if isinstance(said, NoHttp) else NoHttp(f"a malformed answer: {said}"))
+
+    def on_message_begin(self) -> None:
+        """An answer begins; nobody asked for a second one."""
+        self._headers, self._body, self._heads, self._open = {}, [], 1, False
+        if self._answer is None or self._answer.done():
+            self.keeps = False
             self._transport.abort()
 
-    def _open(self, data: bytes) -> bytes:
-        """Read the headers, if they are whole; what follows them."""
-        while True:
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                if len(data) > HEAD_LIMIT:
-                    raise NoHttp("headers without an end")
-                self._held = data
-                return b""
-            head = data[:end]
-            data = data[end + 4 :]
-            if head[:7] != b"HTTP/1." or not head[9:12].isdigit():
-                raise NoHttp(f"not an HTTP/1 answer: {head[:80]!r}")
-            status = int(head[9:12])
-            if status >= 200:
-                break
-        lower = head.lower()
-        self._held = b""
-        self._head = (status, head, lower)
-        self._coded = b"\r\ncontent-encoding:" in lower
-        kept = _field(lower, b"\r\nconnection:")
-        self.keeps = b"close" not in kept and (lower[7:8] == b"1" or b"keep-alive" in kept)
-        coding, length = _field(lower, b"\r\ntransfer-encoding:"), _field(lower, b"\r\ncontent-length:")
-        if coding:
-            if coding != b"chunked":
-                raise NoHttp(f"an answer in transfer-encoding {coding!r}, which was not asked for")
-            self._missing, self._chunks = None, _Chunks()
-        elif length:
-            if not length.isdigit():
-                raise NoHttp(f"a length of {length!r}")
-            self._missing = int(length)
-        elif status in (204, 304):
-            self._missing = 0
-        else:
-            self._missing, self.keeps = None, False
-        return data
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._heads += len(name) + len(value)
+        if self._heads > HEAD_LIMIT:
+            raise NoHttp("headers without an end")
+        self._headers.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
 
-    def _read(self, data: bytes) -> None:
-        if self._chunks is not None:
-            whole = self._chunks.feed(data)
-            if whole is not None:
-                self.keeps = self.keeps and not self._chunks.rest
-                self._finish(whole)
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+        headers = self._headers
+        coding = headers.get("transfer-encoding", "").strip().lower()
+        if coding not in ("", "chunked"):
+            raise NoHttp(f"an answer in transfer-encoding {coding!r}, which was not asked for")
+        self._open = not coding and "content-length" not in headers and self._status not in (204, 304)
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._status >= 200:
+            self._finish()
+
+    def _finish(self) -> None:
+        answer = self._answer
+        if answer is None or answer.done():
             return
-        if self._missing is None:
-            self._parts.append(data)
-            return
-        missing = self._missing - len(data)
-        if missing > 0:
-            self._missing = missing
-            self._parts.append(data)
-            return
-        if missing < 0:
-            data, self.keeps = data[:missing], False
-        if self._parts:
-            self._parts.append(data)
-            data = b"".join(self._parts)
-        self._finish(data)
-
-    def _finish(self, body: bytes) -> None:
-        assert self._head is not None and self._answer is not None
-        status, head, lower = self._head
-        if self._coded:
-            coding = _field(lower, b"\r\ncontent-encoding:")
-            if coding in (b"gzip", b"x-gzip", b"deflate"):
-                body = zlib.decompress(body, _GZIP)
-            elif coding not in (b"", b"identity"):
-                raise NoHttp(f"an answer in content-encoding {coding!r}, which was not asked for")
-        answer, self._answer = self._answer, None
-        self._head, self._chunks = None, None
-        if self._parts:
-            self._parts = []
-        answer.set_result(HttpAnswer(status, head, lower, body))
-
-
-class _Chunks:
-    """A body in chunks (RFC 9112, 7.1)."""
-
-    __slots__ = ("_left", "_parts", "_state", "rest")
-
-    def __init__(self) -> None:
-        self.rest = b""
-        """Not read yet; after the end, what should not be there."""
-        self._parts: list[bytes] = []
-        self._left = 0
-        self._state = "size"
-
-    def feed(self, data: bytes) -> bytes | None:
-        """The whole body once its end is there. Raises ValueError if this is no chunk."""
-        self.rest = self.rest + data if self.rest else data
-        while True:
-            if self._state == "data":
-                if len(self.rest) < self._left + 2:
-                    return None
-                if self.rest[self._left : self._left + 2] != b"\r\n":
-                    raise ValueError("a chunk longer than it says")
-                self._parts.append(self.rest[: self._left])
-                self.rest, self._state = self.rest[self._left + 2 :], "size"
-                continue
-            end = self.rest.find(b"\r\n")
-            if end < 0:
-                if len(self.rest) > HEAD_LIMIT:
-                    raise ValueError("a line without an end")
-                return None
-            line, self.rest = self.rest[:end], self.rest[end + 2 :]
-            if self._state == "size":
-                self._left = int(line.split(b";", 1)[0], 16)
-                self._state = "data" if self._left else "trailer"
-            elif not line:
-                return b"".join(self._parts)
-
-
-def _field(head: bytes, name: bytes) -> bytes:
-    """The value of the first header that begins with `name`; nothing if there is none."""
-    at = head.find(name)
-    if at < 0:
-        return b""
-    start = at + len(name)
-    end = head.find(b"\r\n", start)
-    return head[start : end if end >= 0 else None].strip()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        coding = self._headers.get("content-encoding", "").strip().lower()
+        if coding in ("gzip", "x-gzip", "deflate"):
+            body = zlib.decompress(body, _GZIP)
+        elif coding not in ("", "identity"):
+            raise NoHttp(f"an answer in content-encoding {coding!r}, which was not asked for")
+        self.keeps = not self.lost and self._parser.should_keep_alive()
+        self._answer = None
+        answer.set_result(HttpAnswer(self._status, self._headers, body))
 
 
 def _is_address(host: str) -> bool:
