@@ -180,6 +180,60 @@ def test_ctrl_c_while_recording_ends_everything(place: Place) -> None:
     assert not (place.root / "runs" / "parity" / "suites.json").exists()
 
 
+def test_a_data_set_made_by_a_function_is_recorded_each_time(place: Place) -> None:
+    rows = "[{'question': 'q', 'choices': ['a', 'b', 'c'], 'gold': 0}] * 3"
+    own_python(
+        place,
+        f"import datasets\ndef make(**_):\n    rows = datasets.Dataset.from_list({rows})\n"
+        "    return {'test': rows, 'train': rows}\ndef change(doc): return {}",
+    )
+    place.edit(place.tasks / "own.yaml", "process_docs: !function own.same", "custom_dataset: !function own.make")
+    config = place.config("own")
+    assert recorded(config).inputs == (None,)
+    assert known(config) == [False]
+
+
+NOTICING = """
+import lm_eval, datasets
+from types import SimpleNamespace
+from proctor.catalog.lm_eval.reads import Reads
+
+COMMIT, OTHER = "a" * 40, "b" * 40
+
+def noticed(files=None, repo=None, commit=None, revision=None):
+    reads = Reads([])
+    config = SimpleNamespace(data_files=files)
+    reads.builder(SimpleNamespace(config=config, repo_id=repo, hash=commit, dataset_name="name"))
+    report = reads.report()
+    return report["hubs"], report["unknown"], [path for path, _ in report["files"]]
+
+hub = f"hf://datasets/org/name@{COMMIT}/data/test.parquet"
+assert noticed({"test": [hub, hub]}) == ([["org/name", COMMIT, False]], [], [])
+assert noticed({"test": [f"hf://datasets/name@{OTHER}/x"]})[0] == [["name", OTHER, False]]
+assert noticed({"test": ["/data/a.json"], "train": ["file:///data/b.json"]})[2] == ["/data/a.json", "/data/b.json"]
+assert noticed({"test": ["https://elsewhere/a.json"]}) == ([], ["https://elsewhere/a.json"], [])
+assert noticed(None, "org/name", COMMIT) == ([["org/name", COMMIT, False]], [], [])  # prepared before, read offline
+assert noticed(None, "org/name", "0123456789abcdef")[1] == ["where the data of 'name' is from"]
+assert noticed(None)[1] == ["where the data of 'name' is from"]
+
+import socket
+reads = Reads([])
+with socket.socket() as one:
+    one.settimeout(0.01)
+    try:
+        one.connect(("127.0.0.1", 9))
+    except OSError:
+        pass
+assert reads.report()["unknown"] == ["the network"]
+"""
+
+
+def test_where_data_sets_come_from_is_noticed(commands: Any) -> None:
+    command = module_command(commands.python, "unused")
+    done = subprocess.run([commands.python, "-c", NOTICING], env=dict(command.env), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 SEEDING = """
 import sys
 from proctor.catalog.lm_eval import session
