@@ -23,6 +23,8 @@ LOSS: Final = 0.975
 """A narrower one may cost this much."""
 BLOCK: Final = 16
 """Throughput is measured over whole windows of answers, and at least so many: a server answers in waves."""
+BLOCK_S: Final = 0.1
+"""And for so long: what else the machine does comes and goes in milliseconds."""
 PATIENCE: Final = 8
 """Blocks after which a trial is decided by what it looks like."""
 HOLD: Final = 6
@@ -176,7 +178,7 @@ class Window:
             self._settling -= 1
             if not self._settling:
                 self._restart(now)
-        elif self._count >= self.limit and self._count >= BLOCK and self._count % self.limit == 0:
+        elif self._count >= BLOCK and self._count % self.limit == 0 and now - self._since >= BLOCK_S:
             self._block(now)
 
     def refused(self, now: float, reason: str) -> None:
