@@ -112,6 +112,9 @@ class Ahead:
         task = asyncio.create_task(self._work(targets, recorded, stop))
         try:
             yield
+        except BaseException:
+            task.cancel()
+            raise
         finally:
             stop.set()
             # What fails here fails again, and is said, when everything is marked.

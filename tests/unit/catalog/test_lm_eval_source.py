@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from proctor.api.recording import harness
 from proctor.catalog.lm_eval import fake
 from proctor.catalog.lm_eval.location import PROVEN, locate
 from proctor.catalog.lm_eval.source import LmEvalSource, entry_settings
@@ -97,3 +98,34 @@ def test_an_interpreter_without_lm_eval_outside_an_environment_is_told_so(tmp_pa
     program.chmod(0o755)
     with pytest.raises(MissingTool, match="some-python has no lm-eval"):
         LmEvalSource(str(program)).list()
+    with harness() as residents, pytest.raises(MissingTool, match="some-python has no lm-eval"):
+        LmEvalSource(str(program), run=residents.run).list()
+
+
+# --- what decides whether it is recorded again ---
+
+
+def test_the_key_of_an_entry_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = environment(tmp_path / "one", PROVEN), environment(tmp_path / "two", PROVEN)
+    spec = LmEvalTask(lm_eval=("x",), python=first)
+    source = LmEvalSource()
+    key = source.input_key(spec)
+    assert key is not None
+    assert source.input_key(spec) == key
+    others = [
+        source.input_key(spec.model_copy(update={"num_fewshot": 5})),
+        source.input_key(spec.model_copy(update={"python": second})),
+    ]
+    monkeypatch.chdir(tmp_path)  # names may be files of the working directory
+    others.append(source.input_key(spec))
+    os.utime(tmp_path / "one" / "lib" / "python3.11" / "site-packages" / f"lm_eval-{PROVEN}.dist-info", (1, 1))
+    others.append(source.input_key(spec))
+    assert len({key, *others}) == 5
+    assert None not in others
+
+
+def test_an_interpreter_that_must_be_started_to_be_known_has_no_key(tmp_path: Path) -> None:
+    program = tmp_path / "some-python"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    assert LmEvalSource().input_key(LmEvalTask(lm_eval=("x",), python=str(program))) is None
