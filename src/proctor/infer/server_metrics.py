@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from functools import cache
 from typing import Final
 
 from proctor.infer.concurrency import ServerWord
@@ -23,6 +21,7 @@ PREEMPTIONS: Final = ("vllm:num_preemptions_total", "vllm:num_preemptions")
 
 def read_metrics(text: bytes) -> ServerWord | None:
     """The server's word, or None if it does not speak of a queue. Of several engines the sum, of caches the fullest."""
+    text = b"\n" + text
     waiting = _values(text, WAITING)
     if not waiting:
         return None
@@ -38,21 +37,27 @@ def read_metrics(text: bytes) -> ServerWord | None:
 def _values(text: bytes, names: tuple[str, ...]) -> list[float]:
     """The samples of the first of `names` that has any: a line is `name{labels} value [time]`."""
     for name in names:
-        found = [_number(value) for value in _sample(name).findall(text)]
-        good = [value for value in found if value is not None]
-        if good:
-            return good
+        found: list[float] = []
+        wanted = b"\n" + name.encode("ascii")
+        # A regular expression over all lines takes milliseconds, in which nothing else runs.
+        at = text.find(wanted)
+        while at >= 0:
+            start = at + len(wanted)
+            end = text.find(b"\n", start)
+            rest = text[start : end if end >= 0 else None]
+            value = _number(rest) if rest[:1] in (b"{", b" ", b"\t") else None
+            if value is not None:
+                found.append(value)
+            at = text.find(wanted, start)
+        if found:
+            return found
     return []
 
 
-@cache
-def _sample(name: str) -> re.Pattern[bytes]:
-    return re.compile(rb"^" + re.escape(name.encode("ascii")) + rb"(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
-
-
-def _number(value: bytes) -> float | None:
+def _number(rest: bytes) -> float | None:
+    """The value in what follows a name. Labels end at the last brace."""
     try:
-        number = float(value)
-    except ValueError:
+        number = float(rest.rpartition(b"}")[2].split(None, 1)[0])
+    except (ValueError, IndexError):
         return None
     return number if math.isfinite(number) else None
