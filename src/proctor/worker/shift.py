@@ -34,6 +34,7 @@ from proctor.worker.bundle import Bundle
 from proctor.worker.events import EventLog
 from proctor.worker.feed import Feed
 from proctor.worker.job import Job
+from proctor.worker.preread import Preread, preread, weight_files
 from proctor.worker.run_directory import RunDirectory
 from proctor.worker.serving import serving
 from proctor.worker.session import Outcome, Session
@@ -85,6 +86,9 @@ class Shift:
         self._plan_token = plan_token
         self._nothing_owed = False  # by a plan that was made meanwhile
         self._session: Session | None = None
+        self._next: str | None = None
+        """The job file of the model after the one at hand."""
+        self._preread: Preread | None = None
         self._reason: signal.Signals | None = None
         self._time_is_up = False
         self._left = True  # by the model at hand
@@ -129,6 +133,7 @@ class Shift:
         names = self._assignment.order(self._attempt.index)
         for number, name in enumerate(names, start=1):
             job = Job.read(self._directory.jobs / name)
+            self._next = names[number] if number < len(names) else None
             try:
                 await self._one_model(job)
             except (ServerError, UsageError) as error:
@@ -201,6 +206,7 @@ class Shift:
             coming.server = await starting
             watched(coming.server, engine, events)
             await stack.enter_async_context(engine)
+            events.phase("serving")
             session = await readying
         finally:
             for task in (starting, readying):
@@ -210,15 +216,36 @@ class Shift:
             self._left = False
             return
         session.server = coming.server
+        await self._ask(job, session)
+
+    async def _ask(self, job: Job, session: Session) -> None:
         self._session = session
         if self.stopping:
             session.drain()
         try:
-            await session.work()
+            async with preread(await asyncio.to_thread(self._next_weights)) as self._preread:
+                if self.stopping:
+                    self._preread.stop()
+                await session.work()
         finally:
             self.totals.add(job, session.outcome)
             self._left = session.outcome.left
-            self._session = None
+            self._session = self._preread = None
+
+    def _next_weights(self) -> list[Path]:
+        """What the next server will read, while this one needs the disk no more; nothing for a worker that ends."""
+        if self._next is None or self.stopping:
+            return []
+        try:
+            return weight_files(Job.read(self._directory.jobs / self._next).path)
+        except StoreError:
+            return []  # it is told when that model's turn has come
+
+    def _drain(self, session: Session) -> None:
+        """Take no more requests; there will be no next model."""
+        if self._preread is not None:
+            self._preread.stop()
+        session.drain()
 
     async def _planned(self) -> bool:
         """Wait for the plan, if it is still being made; whether anything is owed by it."""
@@ -337,7 +364,7 @@ class Shift:
         if self._session is None or again:
             self._cancel()
         else:
-            self._session.drain()
+            self._drain(self._session)
 
     def _up(self) -> None:
         if self._time_is_up:
@@ -346,7 +373,7 @@ class Shift:
         if self._session is None:
             self._cancel()
         else:
-            self._session.drain()
+            self._drain(self._session)
 
     def _cancel(self) -> None:
         if self._task is not None:
