@@ -261,6 +261,9 @@ def main() -> None:
     say(heading(what, packages))
     say(f"mock server with {options.latency_ms:g} ms of latency; Proctor in flight up to the number given")
     results: dict[str, Any] = {"machine": what, "versions": packages, "latency_ms": options.latency_ms}
+    if options.json and options.json.exists():
+        before = cast("dict[str, Any]", json.loads(options.json.read_text(encoding="utf-8")))
+        results |= {part: before[part] for part in PARTS if part in before}
     measures: dict[str, Callable[[Setting, Say], Any]] = {
         "process": process,
         "commands": whole_commands,
@@ -273,7 +276,9 @@ def main() -> None:
             **{name: getattr(options, name) for name in Setting.__slots__ if name != "url"},
         )
         for part in options.parts:
-            results[part] = measures[part](setting, say)
+            found = measures[part](setting, say)
+            # Another day's part must not pass for this one's.
+            results[part] = {"date": what["date"], "load_before": what["load_before"], "found": found}
             if options.json:
                 options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             if options.text:

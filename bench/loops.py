@@ -127,7 +127,11 @@ async def openai_post(in_flight: int) -> AsyncGenerator[Post]:
     del in_flight
     known: dict[bytes, dict[str, Any]] = {}
     async with openai.AsyncOpenAI(
-        base_url="http://unused/v1", api_key="none", max_retries=0, http_client=openai.DefaultAioHttpClient()
+        base_url="http://unused/v1",
+        api_key="none",
+        max_retries=0,
+        timeout=600.0,
+        http_client=openai.DefaultAioHttpClient(),
     ) as client:
 
         async def post(url: str, data: bytes) -> int:
