@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import random
 import re
 import sys
@@ -302,8 +303,8 @@ async def _send(route: Route, flight: Flight) -> Reply | Broken:
 
 def _read(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
     try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        value = _parse(raw)
+    except ValueError:
         return _malformed("the answer is no whole JSON text", raw, attempts)
     if isinstance(value, list):
         # llama.cpp answers a list of prompts with a list.
@@ -314,6 +315,20 @@ def _read(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
     if answer.get("error") or answer.get("object") == "error":
         return _malformed("the answer is an error with status 200", raw, attempts)
     return Reply(value=answer, latency_s=latency_s, attempts=attempts)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        # Half a character, escaped, or an infinite log-probability: not quite JSON, and said by servers all the same.
+        return json.loads(raw, parse_constant=_constant)
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no answer")
+    return float(name)
 
 
 def _malformed(what: str, raw: bytes, attempts: int) -> Broken:

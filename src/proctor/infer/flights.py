@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import statistics
 import time
 from collections import deque
@@ -83,7 +84,7 @@ class Flight:
         """The body as it is sent to a server that calls the model so."""
         if self._model != served_model:
             body = {"model": served_model, **self._body} if self._named else self._body
-            self._data, self._model = orjson.dumps(body), served_model
+            self._data, self._model = _dump(body), served_model
         return self._data
 
     def begin(self, route: Route) -> None:
@@ -115,6 +116,14 @@ class Flight:
         twin = Flight(self.path, self._body, named=self._named)
         twin.attempts = self.attempts - 1
         return twin
+
+
+def _dump(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # Half a character in a prompt: whether that can be asked is for the server to say.
+        return json.dumps(body).encode("ascii")
 
 
 class Watch:

@@ -199,6 +199,49 @@ async def test_a_server_that_sends_us_elsewhere_is_named_with_where(connect: Any
             await ask(engine, generations(1))
 
 
+class Canned(FakeServer):
+    """Answers every completion with the same text, and keeps what it was sent."""
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__()
+        self.text = text
+        self.sent: list[bytes] = []
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.sent.append(await request.read())
+        return web.Response(body=self.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (rb'{"text": "half a \ud83d"}', {"text": "half a \ud83d"}),
+        (b'{"logprob": -Infinity}', {"logprob": float("-inf")}),
+        (b'{"logprob": NaN}', None),
+        (b'{"text": "cut', None),
+        (b"\xff\xfe\xfd", None),
+        (b"", None),
+        (b"3", None),
+    ],
+)
+async def test_what_is_nearly_json_is_taken_and_what_is_no_answer_is_not(text: bytes, value: object) -> None:
+    retries = Retries(attempts=1, base_s=0.001)
+    async with Canned(text) as server, Client(lambda: [server.backend], retries=retries) as client:
+        outcome = await client.post("/v1/completions", BODY)
+    if value is None:
+        assert isinstance(outcome, Broken)
+        assert (outcome.boundary, outcome.retryable, outcome.attempts) == (Boundary.SERVER, True, 2)
+    else:
+        assert isinstance(outcome, Reply)
+        assert outcome.value == value
+
+
+async def test_half_a_character_in_a_prompt_is_sent_as_it_is() -> None:
+    async with Canned(b"{}") as server, Client(lambda: [server.backend]) as client:
+        assert isinstance(await client.post("/v1/completions", {"prompt": "half a \ud83d"}), Reply)
+    assert json.loads(server.sent[0])["prompt"] == "half a \ud83d"
+
+
 async def test_a_url_that_is_none_ends_the_run(connect: Any) -> None:
     async with connect(lambda: [Backend(url="ftp://host")]) as engine:
         with pytest.raises(ServerError, match="not a URL of a server: 'ftp://host'"):
