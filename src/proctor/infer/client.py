@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
 import random
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +16,8 @@ import orjson
 from proctor.errors import ServerError
 from proctor.infer.concurrency import START
 from proctor.infer.flights import Flight, Watch
-from proctor.infer.http1 import HttpAnswer, NoHttp, refused
-from proctor.infer.outcome import Broken, Reply
+from proctor.infer.http1 import NoHttp, refused
+from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Reply, faulty, read_answer, read_refusal
 from proctor.infer.routing import Route, Router
 from proctor.infer.server import Backend, Load
 from proctor.records import Boundary
@@ -49,27 +46,16 @@ class Retries:
     """How long all servers may be gone before the engine is given up, for the worker to restart them."""
 
 
-RETRY_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-OVERLOAD_STATUS: Final = frozenset({429, 503, 529})
-BUSY_STATUS: Final = 429
-"""The server works, and has too much to do: counted against it where others could do it."""
 BUSY_SHARE: Final = 0.25
 """What a 429 costs of a request's retries: "later" is not "no", and a busy hour must not cost answers."""
 KEY_STATUS: Final = frozenset({401, 403})
 """No request to this server can succeed."""
-MOVED_STATUS: Final = frozenset({301, 302, 303, 307, 308})
 LOST_STATUS: Final = frozenset({404, 405}) | MOVED_STATUS
 """No request to this path can succeed."""
 
 DARK_PAUSE_S: Final = 2.0
 """The longest pause while no server works: one that is back must not wait for those who wait for it."""
 
-_CONTEXT: Final = re.compile(
-    r"context[ _]?(length|size|window)|maximum (model|input|prompt) length|max_model_len|too (long|many tokens)"
-    r"|longer than the (maximum|model)|exceed_context",
-    re.IGNORECASE,
-)
-_EXCERPT: Final = 300
 _REPLICAS: Final = 16
 """Servers for which connections are allowed for; with more, or where the system allows fewer, they are shared."""
 _OTHER_FILES: Final = 256
@@ -157,7 +143,7 @@ class Client:
                 if outcome.status in KEY_STATUS or (required and outcome.status in LOST_STATUS):
                     raise _lost(route, path, outcome)
                 # While no server works, that is what ends the asking, not this request's share of bad luck.
-                if not (router.dark and _faulty(outcome)):
+                if not (router.dark and faulty(outcome)):
                     counted += BUSY_SHARE if outcome.status == BUSY_STATUS else 1.0
                 if not outcome.retryable or counted > self._retries.attempts:
                     return outcome
@@ -251,9 +237,9 @@ class Client:
             route.window.refused(now, "time-outs" if outcome.status is None else f"HTTP {outcome.status}")
         if outcome.boundary is not Boundary.TRANSPORT:
             route.answered += 1
-        faulty = _faulty(outcome)
-        if faulty or outcome.status == BUSY_STATUS:
-            router.failed(route, outcome.message, gone=outcome.gone, busy=not faulty)
+        at_fault = faulty(outcome)
+        if at_fault or outcome.status == BUSY_STATUS:
+            router.failed(route, outcome.message, gone=outcome.gone, busy=not at_fault)
         else:
             router.succeeded(route)
         return outcome
@@ -297,105 +283,8 @@ async def _send(route: Route, flight: Flight) -> Reply | Broken:
             gone=refused(error),
         )
     if answer.status != 200:
-        return _refusal(answer, flight.attempts)
-    return _read(answer.body, time.monotonic() - started, flight.attempts)
-
-
-def _read(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
-    try:
-        value = _parse(raw)
-    except ValueError:
-        return _malformed("the answer is no whole JSON text", raw, attempts)
-    if isinstance(value, list):
-        # llama.cpp answers a list of prompts with a list.
-        value = {"answers": cast("list[Any]", value)}
-    if not isinstance(value, dict):
-        return _malformed("the answer is no JSON object", raw, attempts)
-    answer = cast("dict[str, Any]", value)
-    if answer.get("error") or answer.get("object") == "error":
-        return _malformed("the answer is an error with status 200", raw, attempts)
-    return Reply(value=answer, latency_s=latency_s, attempts=attempts)
-
-
-def _parse(raw: bytes) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        # Half a character, escaped, or an infinite log-probability: not quite JSON, and said by servers all the same.
-        return json.loads(raw, parse_constant=_constant)
-
-
-def _constant(name: str) -> float:
-    if name == "NaN":
-        raise ValueError("NaN is no answer")
-    return float(name)
-
-
-def _malformed(what: str, raw: bytes, attempts: int) -> Broken:
-    message = f"{what}: {_excerpt(raw)}"
-    return Broken(boundary=Boundary.SERVER, message=message, retryable=True, attempts=attempts, status=200)
-
-
-def _refusal(answer: HttpAnswer, attempts: int) -> Broken:
-    status = answer.status
-    message = f"HTTP {status}: {_excerpt(answer.body)}"
-    if status in RETRY_STATUS or status >= 500:
-        if status >= 500 and _CONTEXT.search(message):
-            # Some servers answer 500 to a prompt that is too long.
-            boundary, retryable = Boundary.CONTEXT, False
-        else:
-            boundary, retryable = Boundary.SERVER, True
-        return Broken(
-            boundary=boundary,
-            message=message,
-            retryable=retryable,
-            attempts=attempts,
-            status=status,
-            retry_after_s=_retry_after(answer.header("retry-after")) if retryable else None,
-            overloaded=retryable and status in OVERLOAD_STATUS,
-        )
-    if status in MOVED_STATUS:
-        message = f"HTTP {status}: the server sends us elsewhere, to {answer.header('location')}"
-    boundary = Boundary.CONTEXT if status == 413 or _CONTEXT.search(message) else Boundary.REFUSED
-    return Broken(boundary=boundary, message=message, retryable=False, attempts=attempts, status=status)
-
-
-def _faulty(outcome: Broken) -> bool:
-    """Whether the outcome speaks against the server rather than for its being busy or the request being bad."""
-    if outcome.boundary is Boundary.TRANSPORT:
-        return True
-    return outcome.status is not None and outcome.status >= 500 and outcome.boundary is Boundary.SERVER
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number or an HTTP date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _excerpt(raw: bytes) -> str:
-    text = raw[: 4 * _EXCERPT].decode("utf-8", errors="replace")
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return text[:_EXCERPT]
-    if isinstance(value, dict):
-        inner = cast("dict[str, Any]", value)
-        error = inner.get("error", inner)
-        if isinstance(error, dict):
-            details = cast("dict[str, Any]", error)
-            text = str(details.get("message") or details)
-        else:
-            text = str(error)
-    return text[:_EXCERPT]
+        return read_refusal(answer, flight.attempts)
+    return read_answer(answer.body, time.monotonic() - started, flight.attempts)
 
 
 def _lost(route: Route, path: str, outcome: Broken) -> ServerError:

@@ -1,11 +1,31 @@
-"""What comes of asking a server."""
+"""What comes of asking a server, and how it is read from an answer."""
 
 from __future__ import annotations
 
+import email.utils
+import json
+import re
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, cast
 
+import orjson
+
+from proctor.infer.http1 import HttpAnswer
 from proctor.records import Boundary
+
+RETRY_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+OVERLOAD_STATUS: Final = frozenset({429, 503, 529})
+BUSY_STATUS: Final = 429
+"""The server works, and has too much to do: counted against it where others could do it."""
+MOVED_STATUS: Final = frozenset({301, 302, 303, 307, 308})
+
+_CONTEXT: Final = re.compile(
+    r"context[ _]?(length|size|window)|maximum (model|input|prompt) length|max_model_len|too (long|many tokens)"
+    r"|longer than the (maximum|model)|exceed_context",
+    re.IGNORECASE,
+)
+_EXCERPT: Final = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,3 +51,102 @@ class Broken:
     overloaded: bool = False
     gone: bool = False
     """Nobody listens there."""
+
+
+def read_answer(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
+    """The reply in the body of a 200, or what is wrong with it."""
+    try:
+        value = _parse(raw)
+    except ValueError:
+        return _malformed("the answer is no whole JSON text", raw, attempts)
+    if isinstance(value, list):
+        # llama.cpp answers a list of prompts with a list.
+        value = {"answers": cast("list[Any]", value)}
+    if not isinstance(value, dict):
+        return _malformed("the answer is no JSON object", raw, attempts)
+    answer = cast("dict[str, Any]", value)
+    if answer.get("error") or answer.get("object") == "error":
+        return _malformed("the answer is an error with status 200", raw, attempts)
+    return Reply(value=answer, latency_s=latency_s, attempts=attempts)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        # Half a character, escaped, or an infinite log-probability: not quite JSON, and said by servers all the same.
+        return json.loads(raw, parse_constant=_constant)
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no answer")
+    return float(name)
+
+
+def _malformed(what: str, raw: bytes, attempts: int) -> Broken:
+    message = f"{what}: {_excerpt(raw)}"
+    return Broken(boundary=Boundary.SERVER, message=message, retryable=True, attempts=attempts, status=200)
+
+
+def read_refusal(answer: HttpAnswer, attempts: int) -> Broken:
+    """What any other status means."""
+    status = answer.status
+    message = f"HTTP {status}: {_excerpt(answer.body)}"
+    if status in RETRY_STATUS or status >= 500:
+        if status >= 500 and _CONTEXT.search(message):
+            # Some servers answer 500 to a prompt that is too long.
+            boundary, retryable = Boundary.CONTEXT, False
+        else:
+            boundary, retryable = Boundary.SERVER, True
+        return Broken(
+            boundary=boundary,
+            message=message,
+            retryable=retryable,
+            attempts=attempts,
+            status=status,
+            retry_after_s=_retry_after(answer.header("retry-after")) if retryable else None,
+            overloaded=retryable and status in OVERLOAD_STATUS,
+        )
+    if status in MOVED_STATUS:
+        message = f"HTTP {status}: the server sends us elsewhere, to {answer.header('location')}"
+    boundary = Boundary.CONTEXT if status == 413 or _CONTEXT.search(message) else Boundary.REFUSED
+    return Broken(boundary=boundary, message=message, retryable=False, attempts=attempts, status=status)
+
+
+def faulty(outcome: Broken) -> bool:
+    """Whether the outcome speaks against the server rather than for its being busy or the request being bad."""
+    if outcome.boundary is Boundary.TRANSPORT:
+        return True
+    return outcome.status is not None and outcome.status >= 500 and outcome.boundary is Boundary.SERVER
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header: a number or an HTTP date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _excerpt(raw: bytes) -> str:
+    text = raw[: 4 * _EXCERPT].decode("utf-8", errors="replace")
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return text[:_EXCERPT]
+    if isinstance(value, dict):
+        inner = cast("dict[str, Any]", value)
+        error = inner.get("error", inner)
+        if isinstance(error, dict):
+            details = cast("dict[str, Any]", error)
+            text = str(details.get("message") or details)
+        else:
+            text = str(error)
+    return text[:_EXCERPT]
