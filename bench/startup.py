@@ -9,7 +9,7 @@ local data, --repeat times in turn; PROCTOR_LM_EVAL_PYTHON names lm-eval's inter
 children included; Proctor's without the time that its worker spent asking. A first run has an empty store; a repeated
 one finds everything recorded, answered and marked.
 
-Prints a table; --json FILE writes the numbers.
+Prints a table; --json FILE writes the numbers, and keeps those of the other part if they are there.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def show(found: dict[str, Any]) -> None:
     """The tables."""
     for case, one in found.get("first_request", {}).get("cases", {}).items():
         print(f"{case:<24} first request {one['after_healthy_s']:.2f} s after healthy, worst {one['worst_s']:.2f} s")
-    for side, one in found.get("commands", {}).items():
+    for side, one in found.get("commands", {}).get("sides", {}).items():
         fixed = f", without asking {one['fixed_s']:.2f} s" if "fixed_s" in one else ""
         print(f"{side:<24} wall {one['wall_s']:6.2f} s, CPU {one['cpu_s']:6.2f} s{fixed}")
 
@@ -275,15 +275,17 @@ def main() -> None:
         asyncio.run(serve(told.serve, told.slow, told.times))
         return
     python = os.environ.get("PROCTOR_LM_EVAL_PYTHON")
-    found: dict[str, Any] = {"machine": machine()}
-    packages = versions("proctor-evals", "aiohttp")
+    kept = told.json.read_text() if told.json is not None and told.json.exists() else "{}"
+    found: dict[str, Any] = json.loads(kept)
     if told.only != "commands":
-        found["first_request"] = measure_first(told)
+        what, packages = machine(), versions("proctor-evals", "aiohttp")
+        found["first_request"] = {"machine": what, "packages": packages} | measure_first(told)
+        print(heading(what, packages))
     if told.only != "first" and python:
-        packages |= versions("lm-eval", "datasets", python=Path(python))
-        found["commands"] = measure_commands(told, python)
-    found["packages"] = packages
-    print(heading(found["machine"], packages))
+        what = machine()
+        packages = versions("proctor-evals") | versions("lm-eval", "datasets", python=Path(python))
+        found["commands"] = {"machine": what, "packages": packages, "sides": measure_commands(told, python)}
+        print(heading(what, packages))
     show(found)
     if told.json is not None:
         told.json.write_text(json.dumps(found, indent=1) + "\n")
