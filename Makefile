@@ -50,6 +50,7 @@ bench: .venv/.dev $(PEERS)/.installed $(HARNESS)/.models
 	$(BIN)/python -m bench.client --json bench/results/client.json --text bench/results/client.txt
 	$(BIN)/python -m bench.overhead --json bench/results/overhead.json
 	$(BIN)/python -m bench.generate --json bench/results/generate.json
+	PROCTOR_LM_EVAL_PYTHON=$(abspath $(HARNESS)/bin/python) $(BIN)/python -m bench.startup --json bench/results/startup.json
 
 # A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
 SLURM_DIR ?= /tmp/proctor-slurm
@@ -85,7 +86,7 @@ $(HARNESS)/.models: $(HARNESS)/.installed tests/tools/make_models.py | .venv/.de
 # What the benchmarks compare with, in an environment of its own; the Rust clients are for `bench.http_clients` only.
 $(PEERS)/.installed:
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install -q --disable-pip-version-check openai==3.57.0 inspect-ai==0.3.285 aiohttp orjson uvloop httpx \
+	$(PEERS)/bin/pip install -q --disable-pip-version-check openai==3.57.0 inspect-ai==0.3.285 aiohttp orjson uvloop httptools httpx \
 	  pyreqwest==0.15.1 primp==2.0.1 wreq==0.13.0 py-spy
 	touch $@
 

