@@ -30,7 +30,7 @@ STAGES: Final[tuple[tuple[str, str], ...]] = (
     ("client: routing, limits, retries", r"proctor/infer/(client|routing|concurrency|flights|outcome|turns)\w*\.py"),
     ("resolve, tokenise", r"proctor/infer/(resolve|profiles|tokenizer|chat_template|server_tokenizer)\w*\.py"),
     ("engine: bodies, answers", r"proctor/infer/"),
-    ("worker: feed, session, events", r"proctor/(worker|processes)/"),
+    ("worker: feed, session, events", r"proctor/(worker/(?!__main__)|processes/)"),
     ("record, catalog", r"proctor/catalog/"),
     ("plan", r"proctor/(plan|api/(planning|measuring|foreseeing))"),
     ("score, replay", r"proctor/(score|stats)/|proctor/api/scoring"),
@@ -40,7 +40,8 @@ STAGES: Final[tuple[tuple[str, str], ...]] = (
     ("benchmark itself", r"bench/(documents|mock_server)\.py"),
     ("imports", r"<frozen importlib"),
 )
-"""Name and what a frame of it looks like; frames of others (asyncio, json) count for whoever called them."""
+"""Name and what a frame of it looks like; frames of others (asyncio, json) count for whoever called them. A program's
+own main function is no stage: it is on the stack of every turn of the event loop."""
 REST: Final = "event loop and the rest"
 RATE: Final = 200
 BUSIEST: Final = 6

@@ -16,6 +16,7 @@ DUMPS = "dumps (/usr/lib/python3.11/json/__init__.py)"
     ("frames", "stage"),
     [
         ([LOOP], REST),
+        (["main (/x/src/proctor/worker/__main__.py)", LOOP], REST),
         ([LOOP, FEED], "worker: feed, session, events"),
         ([LOOP, FEED, WRITER], "journal"),
         ([LOOP, FEED, WRITER, DUMPS], "journal"),
