@@ -132,6 +132,14 @@ class Incomplete(ProctorError):
     exit_code = 3
 
 
+def together(errors: Iterable[ProctorError]) -> ProctorError:
+    """One error that says what all of `errors` (at least one) say, each once; of the class of the first."""
+    (kind, message, hint), *rest = dict.fromkeys((type(e), e.message, e.hint) for e in errors)
+    others = [f"{m}\n  → {h}" if h else m for _, m, h in rest]
+    # The first hint stands last, where ProctorError prints it.
+    return kind("\n".join([*others, message]), hint=hint)
+
+
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> list[str]:
     """The valid names that look most like `name`, best first; at most `n`, possibly none."""
     return difflib.get_close_matches(name, list(valid), n=n, cutoff=0.6)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from proctor.api.bundling import write_bundle
 from proctor.api.context import RunContext
-from proctor.api.recording import harness, prove, record
+from proctor.api.recording import harness, prove, record_all
 from proctor.api.targets import resolve_targets
 from proctor.catalog.models import ModelEntry, expand_models, fetch_model
 from proctor.config.engines import engine_for, launch_for
 from proctor.config.schema import dump_resolved
 from proctor.config.starter import starter_files
-from proctor.errors import UsageError
+from proctor.errors import ProctorError, UsageError, together
 
 __all__ = [
     "Checked",
@@ -91,13 +91,16 @@ def models(config: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Mode
 def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedTask]:
     """Record every task anew, prove each on fake answers with sockets blocked, keep both.
 
-    Raises TaskError for a task that cannot be recorded or replayed.
+    Raises TaskError that names every task which cannot be recorded or replayed.
     """
     context = RunContext.open(config, overrides)
     store = context.store(create=True)
+    errors: list[ProctorError] = []
     with harness() as residents:
-        found = record(context, store, run=residents.run)
-        labels = prove(found, run=residents.run)
+        found = record_all(context, store, run=residents.run, errors=errors)
+        labels = prove(found, store, run=residents.run, errors=errors)
+    if errors:
+        raise together(errors)
     context.directory.create()
     write_bundle(context, store, resolve_targets(context, store), list(found.recordings))
     return [

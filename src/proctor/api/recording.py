@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from proctor.api.context import RunContext
@@ -17,7 +17,7 @@ from proctor.catalog.lm_eval.source import ENVIRONMENT, HOST, LmEvalSource
 from proctor.catalog.native import NativeSource
 from proctor.catalog.source import Made
 from proctor.config.spec import LmEvalTask, TaskSpec
-from proctor.errors import StoreError, UsageError
+from proctor.errors import ProctorError, StoreError, UsageError
 from proctor.processes.exchange import RunModule, run_module
 from proctor.processes.resident import Residents
 from proctor.records import Answer, Recording, Response, Suite, digest
@@ -92,7 +92,23 @@ def record(
 ) -> Recorded:
     """Record every task entry that is not `known`, several at once, and keep the outcome.
 
-    Raises UnknownName, TaskError, HarnessError, StoreError; of several errors that of the first entry.
+    Raises UnknownName, TaskError, HarnessError, StoreError; of several errors that of the first entry, without waiting
+    for what others are about.
+    """
+    return record_all(context, store, known=known, run=run, errors=None)
+
+
+def record_all(
+    context: RunContext,
+    store: Store,
+    *,
+    known: Sequence[Kept | None] = (),
+    run: RunModule = run_module,
+    errors: list[ProctorError] | None,
+) -> Recorded:
+    """`record` that goes on with the other entries where one fails, and adds to `errors` what it would have raised.
+
+    What it returns is then only a part, and is not the run's.
     """
     entries = context.spec.tasks
     found = list(known) or [None] * len(entries)
@@ -104,10 +120,20 @@ def record(
         ]
         made: dict[str, Recording] = {}
         for n, future in enumerate(work):
-            if future is not None:
+            if future is None:
+                continue
+            try:
                 key, one = future.result()
-                made.update((r.fingerprint, r) for r in one.recordings)
-                found[n] = _keep(store, key, one)
+            except ProctorError as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+                continue
+            found[n] = _keep(store, key, one)
+            # What marking needs is found out by `prepare`, and kept beside the recording.
+            made.update(
+                (r.fingerprint, replace(r, labels=store.recording_labels(r.fingerprint))) for r in one.recordings
+            )
     finally:
         # After an error nobody waits for the others: they end with the processes that they talk to.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -115,9 +141,10 @@ def record(
     suites = {suite.id: suite for one in whole for suite in one.suites}
     fingerprints = [fp for suite in suites.values() for fp in suite.recordings]
     inputs = tuple(one.key or None for one in whole)
-    context.directory.create()
-    state = {"tasks": _tasks_digest(context), "suites": list(suites), "inputs": list(inputs)}
-    context.directory.write(context.directory.suites, json.dumps(state, indent=1))
+    if not errors:
+        context.directory.create()
+        state = {"tasks": _tasks_digest(context), "suites": list(suites), "inputs": list(inputs)}
+        context.directory.write(context.directory.suites, json.dumps(state, indent=1))
     return Recorded(
         suites=tuple(suites.values()),
         recordings=StoredRecordings(store, fingerprints, made),
@@ -196,17 +223,28 @@ def _kept(store: Store, key: str | None) -> Kept | None:
     return one
 
 
-def prove(found: Recorded, *, run: RunModule = run_module) -> dict[str, tuple[str, ...]]:
-    """Mark every suite once on fake answers, with sockets blocked; what each recording's marking needs.
+def prove(
+    found: Recorded, store: Store, *, errors: list[ProctorError], run: RunModule = run_module
+) -> dict[str, tuple[str, ...]]:
+    """Mark every suite once on fake answers, with sockets blocked; what each recording's marking needs, which is kept.
 
-    Raises TaskError for a task that cannot be marked from answers alone.
+    Adds to `errors` what is wrong with tasks that cannot be marked from answers alone. Raises StoreError.
     """
     theirs = [s for s in found.suites if s.source == "lm_eval"]
+    proven: Sequence[Recording] = ()
     for suite in found.suites:
         if suite.source != "lm_eval":
             recordings = [found.recordings[fp] for fp in suite.recordings]
-            NativeReplay().mark(suite, recordings, _fake_answers(recordings))
-    proven = LmEvalReplay(run=run).prove(theirs, list(found.recordings.values())) if theirs else []
+            try:
+                NativeReplay().mark(suite, recordings, _fake_answers(recordings))
+            except ProctorError as error:
+                errors.append(error)
+    try:
+        proven = LmEvalReplay(run=run).prove(theirs, list(found.recordings.values())) if theirs else []
+    except ProctorError as error:
+        errors.append(error)
+    for recording in proven:
+        store.label_recording(recording.fingerprint, recording.labels)
     return {r.fingerprint: r.labels for r in proven}
 
 

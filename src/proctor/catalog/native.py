@@ -6,10 +6,11 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from proctor.catalog.inputs import Inputs, code_digest, file_input, untouched
 from proctor.catalog.native_prompts import FieldTemplate
@@ -17,7 +18,7 @@ from proctor.catalog.native_rows import Rows, read_rows
 from proctor.catalog.source import Made, TaskInfo
 from proctor.config.native_task import DatasetSpec, NativeTask, load_task_file
 from proctor.config.spec import Limit, NativeTaskRef, TaskSpec
-from proctor.errors import TaskError, UnknownName, UsageError
+from proctor.errors import ProctorError, TaskError, UnknownName, UsageError, together
 from proctor.interpreters import PACKAGE
 from proctor.records import Instance, Json, Kind, Message, Recording, Request, Suite, canonical_json, digest
 
@@ -27,6 +28,8 @@ SOURCE_VERSION: Final = "1"
 
 DEMO_PREFIX: Final = "demo:"
 _DEMO: Final = Path(__file__).resolve().parent / "demo"
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class NativeSource:
@@ -63,12 +66,12 @@ class NativeSource:
         paths, unknown = _files_of(spec.native)
         # As they are before they are read: what changes meanwhile is seen.
         before = [file_input(path) for path in paths]
-        tasks = [_Loaded.open(name) for name in spec.native]
+        tasks = _each(_Loaded.open, spec.native)
         crossed = spec.num_fewshot if isinstance(spec.num_fewshot, tuple) else (spec.num_fewshot,)
         suites: list[Suite] = []
         recordings: dict[str, Recording] = {}
         for shots in crossed:
-            leaves = [task.record(spec, shots) for task in tasks]
+            leaves = _each(partial(_Loaded.record, spec=spec, shots=shots), tasks)
             recordings.update((leaf.fingerprint, leaf) for leaf in leaves)
             suites.append(_suite(spec, shots, leaves))
         files = tuple(f for f in before if f is not None and untouched(f))
@@ -88,12 +91,25 @@ class NativeSource:
         return digest([SOURCE, SOURCE_VERSION, code_digest(code), os.getcwd(), spec.model_dump(mode="json")])
 
 
+def _each(work: Callable[[T], R], of: Iterable[T]) -> list[R]:
+    """What `work` makes of each. Raises, as one, what is wrong with any of them."""
+    found: list[R] = []
+    errors: list[ProctorError] = []
+    for one in of:
+        try:
+            found.append(work(one))
+        except ProctorError as error:
+            errors.append(error)
+    if errors:
+        raise together(errors)
+    return found
+
+
 def _files_of(names: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
     """The files of these tasks and of their data, and, in words, the data that is no file."""
     files: list[Path] = []
     others: list[str] = []
-    for path in map(task_path, names):
-        task = load_task_file(path)
+    for path, task in _each(lambda path: (path, load_task_file(path)), _each(task_path, names)):
         files.append(path)
         files += [path.parent / name for name in (task.dataset.path, task.fewshot.path) if name is not None]
         if task.dataset.hub is not None:

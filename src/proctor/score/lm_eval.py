@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from proctor.errors import HarnessError, ProctorError, TaskError
+from proctor.errors import HarnessError, ProctorError, together
 from proctor.interpreters import PACKAGE
 from proctor.processes.exchange import RunModule, error_of, run_module
 from proctor.records import (
@@ -185,29 +185,33 @@ class LmEvalReplay:
         """The recordings, labelled with what marking them needs beyond answers; proven by marking made-up answers.
 
         Needs the tasks' data, and runs lm-eval's scoring on text that no model wrote. Labels: `dataset`, `model`,
-        `tokenizer`, and `unproven` where lm-eval itself cannot mark made-up answers. Raises TaskError, naming the
-        tasks, for those that cannot be marked offline or would be marked differently.
+        `tokenizer`, and `unproven` where lm-eval itself cannot mark made-up answers. Raises TaskError, naming all
+        tasks that cannot be marked offline or would be marked differently.
         """
         labels: dict[str, set[str]] = {}
-        refused: list[str] = []
+        refused: list[ProctorError] = []
         for python, ours in self._by_python(suites).items():
             leaves = [[_whole(r) for r in _in_order(suite, recordings)] for suite in ours]
             given = [_Given.of(s, of_it, lambda i: i.key) for s, of_it in zip(ours, leaves, strict=True)]
             with tempfile.TemporaryDirectory(prefix="proctor-prove-") as name:
                 directory = Path(name)
                 job = _job(directory, given)
-                result = self._run(
-                    python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE, partly=_any_error
-                )
+                try:
+                    result = self._run(
+                        python, f"{_CHILD}.prove", directory, job, env=_ENVIRONMENT | _OFFLINE, partly=_any_error
+                    )
+                except ProctorError as error:
+                    refused.append(error)
+                    continue
             for found, suite in zip(result["suites"], leaves, strict=True):
                 if "error" in found:
-                    refused.append(str(error_of(found["error"])))
+                    refused.append(error_of(found["error"]))
                     continue
                 for leaf in suite:
                     given = found["labels"][leaf.recording.task]
                     labels.setdefault(leaf.recording.fingerprint, set()).update(given)
         if refused:
-            raise TaskError("\n".join(refused))
+            raise together(refused)
         return [replace(r, labels=tuple(sorted(labels.get(r.fingerprint, r.labels)))) for r in recordings]
 
     def _by_python(self, suites: Sequence[Suite]) -> dict[str | None, list[Suite]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,27 @@ def write_recording(path: Path, recording: Recording) -> None:
         publish(path, write)
 
 
+def write_labels(path: Path, labels: Iterable[str]) -> None:
+    """Keep, beside the recording at `path`, what marking it was found to need. Raises StoreError."""
+    with store_errors("write the labels of a recording", path):
+        publish_bytes(_labels_path(path), json.dumps(sorted(labels)).encode())
+
+
+def read_labels(path: Path, head: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """As found by `prepare`, else as recorded; `head` if it was read. Raises StoreError."""
+    with store_errors("read the labels of a recording", path):
+        try:
+            return tuple(str(label) for label in json.loads(_labels_path(path).read_bytes()))
+        except FileNotFoundError:
+            return tuple((head or read_head(path))["labels"])
+        except (ValueError, TypeError) as error:
+            raise _damaged(_labels_path(path), str(error)) from error
+
+
+def _labels_path(path: Path) -> Path:
+    return path.with_suffix(".labels.json")
+
+
 def read_recording(path: Path) -> Recording:
     """The recording at `path`. Raises StoreError if it is missing or not what was written."""
     with store_errors("read a recording", path):
@@ -114,7 +135,7 @@ def read_recording(path: Path) -> Recording:
         **{name: head[name] for name in _HEAD},
         instances=instances,
         documents=documents.decode("utf-8", "surrogatepass"),
-        labels=tuple(head["labels"]),
+        labels=read_labels(path, head),
     )
 
 
@@ -138,7 +159,7 @@ def read_outline(path: Path) -> Outline:
     return Outline(
         task=head["task"],
         num_fewshot=head["num_fewshot"],
-        labels=tuple(head["labels"]),
+        labels=read_labels(path, head),
         key_bytes=_fixed_bytes(table.column("key").combine_chunks()),
         documents=documents,
         characters=characters,

@@ -97,6 +97,14 @@ class Store:
         self._make("requests")
         recordings.write_recording(self._recording(recording.fingerprint), recording)
 
+    def label_recording(self, fingerprint: str, labels: Sequence[str]) -> None:
+        """Keep what marking this recording was found to need; its file stays as it is. Raises StoreError."""
+        recordings.write_labels(self._recording(fingerprint), labels)
+
+    def recording_labels(self, fingerprint: str) -> tuple[str, ...]:
+        """What marking this recording needs, as far as it was found out. Raises StoreError."""
+        return recordings.read_labels(self._recording(fingerprint))
+
     def read_recording(self, fingerprint: str) -> Recording:
         """The recording. Raises StoreError if it is missing or damaged."""
         return recordings.read_recording(self._recording(fingerprint))

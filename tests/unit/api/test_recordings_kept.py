@@ -192,3 +192,31 @@ def test_what_is_recorded_only_for_want_of_knowledge_is_told_from_news(
     assert recorded_before(bureau.context, bureau.store, kept(bureau.context, bureau.store)) == found.suites
     room.task("u", ["other"])
     assert recorded_before(bureau.context, bureau.store, kept(bureau.context, bureau.store)) is None
+
+
+def test_prepare_names_everything_that_is_wrong_and_keeps_what_is_not(room: Room) -> None:
+    (room.root / "torn.yaml").write_text("task: torn\nversion: 1\n")
+    config = room.run(
+        [
+            {"native": [room.task("good", WORDS)]},
+            {"native": ["none.yaml", "torn.yaml"]},
+            {"native": [room.task("one", WORDS, prompt="{{nobody}}"), room.task("two", WORDS, prompt="{{nothing}}")]},
+            {"native": [room.task("no_data", WORDS, dataset={"path": "gone.jsonl"})]},
+        ]
+    )
+    with pytest.raises(UsageError) as caught:
+        api.prepare(config)
+    said = str(caught.value)
+    assert all(name in said for name in ("none.yaml", "torn.yaml", "nobody", "nothing", "gone.jsonl")), said
+    bureau = Bureau(config)
+    assert not bureau.context.directory.suites.exists()
+    assert bureau.known == [True, False, False, False]
+
+
+def test_what_prepare_finds_that_marking_needs_is_kept(bureau: Bureau) -> None:
+    (fingerprint,) = bureau.record().recordings
+    bureau.store.label_recording(fingerprint, ["dataset"])
+    assert bureau.store.read_recording(fingerprint).labels == ("dataset",)
+    assert bureau.store.recording_outline(fingerprint).labels == ("dataset",)
+    again = record(bureau.context, bureau.store)  # made anew, and remembered nevertheless
+    assert again.recordings[fingerprint].labels == ("dataset",)

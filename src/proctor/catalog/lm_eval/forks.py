@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from proctor.catalog.lm_eval.wire import read_error, write_error, write_json
-from proctor.errors import HarnessError, ProctorError
+from proctor.errors import HarnessError, ProctorError, together
 
 Work = Callable[[Path], Any]
 """Given the job's directory, does something there and returns a JSON value."""
@@ -74,12 +74,8 @@ def in_processes(work: Mapping[str, Work], directory: Path, workers: int) -> dic
 
 def raise_all(errors: Mapping[str, ProctorError]) -> None:
     """Raise the errors as one, of the first one's class; nothing if there are none."""
-    found = list(dict.fromkeys((type(e), e.message, e.hint) for e in errors.values()))
-    if found:
-        kind, message, hint = found[0]
-        others = [f"{m}\n  → {h}" if h else m for _, m, h in found[1:]]
-        # The first hint stands last, where ProctorError prints it.
-        raise kind("\n".join([*others, message]), hint=hint)
+    if errors:
+        raise together(errors.values())
 
 
 def _start(run: Work, directory: Path, name: str) -> int:

@@ -2,7 +2,8 @@
 
 Once with the task as lm-eval builds it, from its data; once with the task rebuilt around its recording, with the
 network blocked. Both must say the same, of every document. Job: as `replay`'s, with the request keys in the place of
-the answers. Result: {version, suites}; a suite is {labels: {task: [..]}} or {error}.
+the answers. Result: {version, suites}; a suite is {labels: {task: [..]}}, or {error} that names all tasks with which
+something is wrong. Tasks of all suites are proven side by side, each in processes of its own.
 """
 
 # lm-eval is not in the environment that the types are checked in.
@@ -18,42 +19,46 @@ from pathlib import Path
 from typing import Any
 
 from proctor.catalog.lm_eval import fake
-from proctor.catalog.lm_eval.forks import in_processes
+from proctor.catalog.lm_eval.forks import Work, in_processes
 from proctor.catalog.lm_eval.record import build_leaf, request_of, selection
-from proctor.catalog.lm_eval.replay import Leaf, for_each_suite, mark, planning, sample_lines
-from proctor.catalog.lm_eval.session import Model, Offline, Prepared, evaluate, own_map_cache
-from proctor.catalog.lm_eval.wire import read_json, read_lines, serve, write_lines
-from proctor.errors import ProctorError, TaskError
+from proctor.catalog.lm_eval.replay import Leaf, mark, planning, sample_lines
+from proctor.catalog.lm_eval.session import Model, Offline, Prepared, evaluate, own_map_cache, version
+from proctor.catalog.lm_eval.tasks import Plan
+from proctor.catalog.lm_eval.wire import error_report, read_json, read_lines, serve, write_lines
+from proctor.errors import ProctorError, TaskError, together
 from proctor.records import Kind, canonical_json
 
 
 def main(directory: Path, job: Mapping[str, Any]) -> Any:
-    """Prove every suite, each in processes of its own."""
-    return for_each_suite(prove_suite, directory, job)
+    """Prove every task of every suite, as many at once as there are workers."""
+    work: dict[str, Work] = {
+        f"{number}.{n}": partial(prove_leaf, suite=suite, number=number, n=n)
+        for number, suite in enumerate(job["suites"])
+        for n in range(len(suite["leaves"]))
+    }
+    errors = in_processes(work, directory, job["workers"])
+    suites: list[Any] = []
+    for number, suite in enumerate(job["suites"]):
+        names = {f"{number}.{n}": leaf["task"] for n, leaf in enumerate(suite["leaves"])}
+        failed = [errors[key] for key in names if key in errors]
+        if failed:
+            suites.append({"error": error_report(together(failed))})
+        else:
+            suites.append({"labels": {name: read_json(directory / f"{key}.json") for key, name in names.items()}})
+    return {"version": version(), "suites": suites}
 
 
-def prove_suite(directory: Path, *, suite: Mapping[str, Any], number: int) -> Any:
-    """The labels of the suite's tasks. Raises TaskError, naming the task, for one that cannot be marked offline."""
-    manager, planned = planning(suite)
-    names = [leaf["task"] for leaf in suite["leaves"]]
-    work: dict[str, Any] = {}
-    for n, name in enumerate(names):
-        work[f"{number}.genuine-{n}"] = partial(
-            _genuine, manager=manager, leaf=planned.leaves[name], settings=suite["settings"], tag=f"{number}-{n}"
-        )
-        for with_data in (False, True):
-            kind = "data" if with_data else "alone"
-            work[f"{number}.{kind}-{n}"] = partial(
-                _rebuilt, suite=suite, number=n, with_data=with_data, tag=f"{number}-{kind}-{n}"
-            )
-    labels: dict[str, list[str]] = {}
-    for n, name in enumerate(names):
-        labels[name] = _judge(directory, name, number, n, work)
-    return {"labels": labels}
-
-
-def _judge(directory: Path, name: str, number: int, n: int, work: Mapping[str, Any]) -> list[str]:
+def prove_leaf(directory: Path, *, suite: Mapping[str, Any], number: int, n: int) -> list[str]:
+    """The labels of the nth task. Raises TaskError, naming the task, for one that cannot be marked offline."""
+    manager, plan = planned = planning(suite)
+    name = suite["leaves"][n]["task"]
     genuine, alone, data = (f"{number}.{kind}-{n}" for kind in ("genuine", "alone", "data"))
+    rebuilt = partial(_rebuilt, suite=suite, planned=planned, number=n)
+    work: dict[str, Work] = {
+        genuine: partial(_genuine, manager=manager, leaf=plan.leaves[name], settings=suite["settings"], tag=genuine),
+        alone: partial(rebuilt, with_data=False, tag=alone),
+        data: partial(rebuilt, with_data=True, tag=data),
+    }
     errors = in_processes({key: work[key] for key in (genuine, alone)}, directory, 1)
     if genuine in errors:
         if alone in errors and errors[alone].message == errors[genuine].message:
@@ -76,18 +81,20 @@ def _refused(name: str, what: str, error: ProctorError) -> TaskError:
     return TaskError(f"task {name!r}: {what}: {error.message}", hint=error.hint)
 
 
-def _rebuilt(directory: Path, *, suite: Mapping[str, Any], number: int, with_data: bool, tag: str) -> Any:
+def _rebuilt(
+    directory: Path, *, suite: Mapping[str, Any], planned: tuple[Any, Plan], number: int, with_data: bool, tag: str
+) -> Any:
     offline = Offline()
     offline.block = True
     own_map_cache(directory / f"{tag}.cache")
-    manager, planned = planning(suite)
+    manager, plan = planned
     described = suite["leaves"][number]
     answered = directory / f"{tag}.jsonl"
     write_lines(answered, (_answered(row) for row in read_lines(directory / described["instances"])))
     leaf = Leaf(directory, dict(described, instances=answered.name, dataset=with_data))
-    planned.leaves = {leaf.name: planned.leaves[leaf.name]}
-    planned.groups = {}
-    results, _ = mark(manager, planned, [leaf], suite["settings"], 0)
+    plan.leaves = {leaf.name: plan.leaves[leaf.name]}
+    plan.groups = {}
+    results, _ = mark(manager, plan, [leaf], suite["settings"], 0)
     return {"said": _said(results), "seen": sorted(offline.seen)}
 
 

@@ -37,7 +37,7 @@ def main(directory: Path, job: Mapping[str, Any]) -> Any:
     reads = Reads([directory, Path(job["index"] or directory).parent])
     rows = read_json(Path(job["index"])) if job["index"] else None
     manager = open_manager(job["settings"], rows)
-    plans = [(spec, plan(manager, spec)) for spec in resolve(manager, job["names"])]
+    plans = _plans(manager, job["names"])
     suites: list[dict[str, Any]] = []
     work: dict[str, Callable[[Path], Any]] = {}
     for shots in job["num_fewshot"]:
@@ -51,6 +51,21 @@ def main(directory: Path, job: Mapping[str, Any]) -> Any:
             suites.append(_suite(spec, planned, settings, files))
     raise_all(in_processes(work, directory, job["workers"]))
     return {"version": version(), "suites": suites, "code": code_files()}
+
+
+def _plans(manager: Any, names: list[str]) -> list[tuple[str, Plan]]:
+    """What the names stand for. Raises, as one, what is wrong with any of them."""
+    found: dict[str, Plan] = {}
+    errors: dict[str, ProctorError] = {}
+    for name in names:
+        try:
+            for spec in resolve(manager, [name]):
+                if spec not in found:
+                    found[spec] = plan(manager, spec)
+        except ProctorError as error:
+            errors[name] = error
+    raise_all(errors)
+    return list(found.items())
 
 
 def _suite(spec: str, planned: Plan, settings: Mapping[str, Any], files: list[str]) -> dict[str, Any]:

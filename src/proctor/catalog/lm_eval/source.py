@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -275,7 +276,8 @@ def _index(run: RunModule, python: str | None, include_path: list[str]) -> Path:
 
 def _write(file: Path, value: Json) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    # Entries are recorded in threads of one process, and two may write the same file.
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
     partial.write_text(json.dumps(value), encoding="utf-8")
     partial.replace(file)
 
