@@ -89,7 +89,7 @@ $(HARNESS)/.models: $(HARNESS)/.installed tests/tools/make_models.py | .venv/.de
 # What the benchmarks compare with, in an environment of its own; the Rust clients are for `bench.http_clients` only.
 $(PEERS)/.installed:
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install -q --disable-pip-version-check openai==3.57.0 inspect-ai==0.3.285 aiohttp orjson uvloop httptools httpx \
+	$(PEERS)/bin/pip install -q --disable-pip-version-check openai==3.57.0 inspect-ai==0.3.285 aiohttp orjson uvloop httpx \
 	  pyreqwest==0.15.1 primp==2.0.1 wreq==0.13.0 py-spy
 	touch $@
 

@@ -2,7 +2,8 @@
 
 process: Proctor's worker with its journal (`bench.worker_path`), the bare loop of the HTTP library that it uses, and
 the openai SDK, each a process of its own, in turns. commands: `proctor run`, lm-eval and Inspect from start to printed
-score, each at the best of --in-flight. memory: the worker's over --memory-requests. stages: where its CPU goes.
+score, the peers at the best of --peer-in-flight. memory: the worker's over --memory-requests. stages: where its CPU
+goes.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from bench.mock_server import PEERS, ROOT, started
 from bench.spread import ratio, spread
 from bench.stages import stages
 
-LIBRARY: Final = Case(client="http1")
-"""What Proctor asks with."""
-GENERAL: Final = Case(client="aiohttp")
-"""The quickest general client of Python's own: what a program that is written for it would reach."""
+LIBRARY: Final = Case(client="aiohttp")
+"""What Proctor asks with, with the same switched off: what is left is Proctor's own."""
+PLAIN: Final = Case(client="aiohttp-plain")
+"""The same library as its documentation shows it."""
 PARTS: Final = ("process", "commands", "memory", "stages")
 SDK_SHARE: Final = 5
 """The SDK is asked so many times fewer requests: its rate does not depend on how many there are."""
-SWEEP_SHARE: Final = 4
-"""The best concurrency of lm-eval is looked for on so many times fewer samples."""
+SWEEP_SHARE: Final = 5
+"""The best concurrency of a peer is looked for on so many times fewer samples."""
 Say = Callable[[str], None]
 
 
@@ -49,6 +50,7 @@ class Setting:
     samples: int
     inspect_samples: int
     in_flight: Sequence[int]
+    peer_in_flight: Sequence[int]
     memory_requests: int
     routes: Sequence[str]
 
@@ -76,7 +78,7 @@ def process(setting: Setting, say: Say) -> list[dict[str, Any]]:
         for in_flight in setting.in_flight:
             cases: dict[str, Callable[[], dict[str, Any]]] = {
                 "raw": partial(run_loop, LIBRARY, setting.url, route, in_flight, setting.requests, python=here),
-                "aiohttp": partial(run_loop, GENERAL, setting.url, route, in_flight, setting.requests, python=here),
+                "plain": partial(run_loop, PLAIN, setting.url, route, in_flight, setting.requests, python=here),
                 "Proctor": partial(worker, setting, route, in_flight, setting.requests),
                 "openai": partial(
                     run_loop, Case(client="openai"), setting.url, route, in_flight, setting.requests // SDK_SHARE
@@ -88,7 +90,7 @@ def process(setting: Setting, say: Say) -> list[dict[str, Any]]:
                 rate = spread([one["requests_per_s"] for one in found])
                 cpu = spread([one["cpu_ms"] for one in found])
                 say(f"{route:12}{in_flight:>10}  {name:8}{rate!s:28}{cpu}")
-            for peer, label in (("raw", "raw loop"), ("aiohttp", "aiohttp loop"), ("openai", "openai SDK")):
+            for peer, label in (("raw", "raw loop"), ("plain", "plain loop"), ("openai", "openai SDK")):
                 against = out[-1]["over"][peer]
                 say(
                     f"{'':24}Proctor / {label}: {shown(against['rate'])}; more CPU, ms: {shown(against['cpu_more_ms'])}"
@@ -180,14 +182,14 @@ def prepared(root: Path, setting: Setting, say: Say) -> dict[str, Command]:
             in_flight=most,
         )
         ask = partial(commands.lm_eval, url=setting.url, chat=chat)
-        best = at_best(partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.in_flight, say)
+        best = at_best(partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.peer_in_flight, say)
         cases[f"lm-eval {route}"] = Command(
             run=partial(ask, full, samples=setting.samples, in_flight=best), in_flight=best, peer_of=f"Proctor {route}"
         )
     if "chat" in setting.routes:
         ask = partial(commands.inspect, url=setting.url)
         samples = setting.inspect_samples // SWEEP_SHARE
-        best = at_best(partial(ask, fewer_documents, samples=samples), setting.in_flight, say)
+        best = at_best(partial(ask, fewer_documents, samples=samples), setting.peer_in_flight, say)
         cases["Inspect chat"] = Command(
             run=partial(ask, few_documents, samples=setting.inspect_samples, in_flight=best),
             in_flight=best,
@@ -235,9 +237,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=10_000, help="of one process")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=20_000, help="of a whole command")
-    parser.add_argument("--inspect-samples", type=int, default=2_000)
+    parser.add_argument("--inspect-samples", type=int, default=1_000)
     parser.add_argument("--command-rounds", type=int, default=3)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--peer-in-flight", type=int, nargs="+", default=[64, 256], help="tried for whole commands")
     parser.add_argument("--routes", nargs="+", choices=("chat", "completions"), default=["chat", "completions"])
     parser.add_argument("--memory-requests", type=int, default=200_000)
     parser.add_argument("--latency-ms", type=float, default=20.0, help="of the mock server")

@@ -2,15 +2,14 @@
 
 Every case is a process of its own (`bench.loops`) under the peers' interpreter; the cases take turns, --rounds times.
 The mock's own count shows that every request arrived. `protocol` is a hand-written client that can do nothing but
-this: the floor of what Python pays for a request. `http1` is the client that Proctor uses. This module is not called
-`http`: that would hide Python's own.
+this: the floor of what Python pays for a request. `aiohttp` has everything switched off that Proctor switches off,
+`aiohttp-plain` nothing. This module is not called `http`: that would hide Python's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,7 @@ class Case:
 
 
 CASES: Final = (
-    Case(client="http1"),
-    Case(client="http1", uvloop=True),
+    Case(client="aiohttp-plain"),
     Case(client="aiohttp"),
     Case(client="aiohttp", uvloop=True),
     Case(client="pyreqwest"),
@@ -68,7 +66,6 @@ def run_loop(
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT / "src")} | os.environ,
     )
     if not done.stdout:
         raise SystemExit(f"{case.name} ended with {done.returncode}: {done.stderr[-500:]}")
@@ -101,7 +98,7 @@ def by_in_flight(item: tuple[tuple[str, int], object]) -> int:
 def row(
     name: str, in_flight: int, found: list[dict[str, float]], runs: dict[tuple[str, int], list[dict[str, float]]]
 ) -> dict[str, Any]:
-    """One case at one concurrency, and its CPU over that of plain aiohttp in the same rounds."""
+    """One case at one concurrency, and its CPU over that of aiohttp in the same rounds."""
     cpu = [one["cpu_ms"] for one in found]
     rate = [one["requests_per_s"] for one in found]
     base = runs.get(("aiohttp", in_flight))

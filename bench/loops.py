@@ -29,6 +29,32 @@ VARIETY: Final = 256
 
 @asynccontextmanager
 async def aiohttp_post(in_flight: int) -> AsyncGenerator[Post]:
+    """aiohttp as a careful user has it, with all off that costs and is not needed: what `proctor.infer.origin` does."""
+    import aiohttp
+    from yarl import URL
+
+    del in_flight
+    urls: dict[str, URL] = {}
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=HEADERS | {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "bench"},
+        timeout=aiohttp.ClientTimeout(total=None, connect=10.0),
+    ) as session:
+
+        async def post(url: str, data: bytes) -> int:
+            if url not in urls:
+                urls[url] = URL(url)
+            response = await session.post(urls[url], data=data, allow_redirects=False)
+            await response.read()
+            return response.status
+
+        yield post
+
+
+@asynccontextmanager
+async def aiohttp_plain_post(in_flight: int) -> AsyncGenerator[Post]:
+    """aiohttp as its documentation shows it."""
     import aiohttp
 
     del in_flight
@@ -97,26 +123,6 @@ async def wreq_post(in_flight: int) -> AsyncGenerator[Post]:
         return response.status.as_int()
 
     yield post
-
-
-@asynccontextmanager
-async def http1_post(in_flight: int) -> AsyncGenerator[Post]:
-    """Proctor's own client, `proctor.infer.http1`, without anything above it."""
-    from proctor.infer.http1 import Origin
-
-    del in_flight
-    origins: dict[str, Origin] = {}
-
-    async def post(url: str, data: bytes) -> int:
-        scheme, host, path = _parts(url)
-        origin = origins.get(host)
-        if origin is None:
-            origin = origins[host] = Origin(f"{scheme}://{host}")
-        return (await origin.post(path, data)).status
-
-    yield post
-    for origin in origins.values():
-        origin.close()
 
 
 @asynccontextmanager
@@ -216,8 +222,8 @@ def _parts(url: str) -> tuple[str, str, str]:
 
 
 CLIENTS: Final[dict[str, Callable[[int], Any]]] = {
-    "http1": http1_post,
     "aiohttp": aiohttp_post,
+    "aiohttp-plain": aiohttp_plain_post,
     "httpx": httpx_post,
     "pyreqwest": pyreqwest_post,
     "primp": primp_post,

@@ -25,8 +25,10 @@ from bench.mock_server import PEERS
 STAGES: Final[tuple[tuple[str, str], ...]] = (
     ("journal", r"proctor/store/(writer|rows|durable)\.py"),
     ("claims, recording, index", r"proctor/store/"),
-    ("HTTP of our own", r"proctor/infer/http1\.py"),
-    ("HTTP library", r"site-packages/(aiohttp|yarl|multidict|propcache|aiosignal|frozenlist|attr|pyreqwest|wreq)/"),
+    (
+        "HTTP library",
+        r"proctor/infer/origin\.py|site-packages/(aiohttp|yarl|multidict|propcache|aiosignal|frozenlist|attr|pyreqwest|wreq)/",
+    ),
     ("client: routing, limits, retries", r"proctor/infer/(client|routing|concurrency|flights|outcome|turns)\w*\.py"),
     ("resolve, tokenise", r"proctor/infer/(resolve|profiles|tokenizer|chat_template|server_tokenizer)\w*\.py"),
     ("engine: bodies, answers", r"proctor/infer/"),

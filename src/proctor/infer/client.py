@@ -16,7 +16,7 @@ import orjson
 from proctor.errors import ServerError
 from proctor.infer.concurrency import START
 from proctor.infer.flights import Flight, Watch
-from proctor.infer.http1 import NoHttp, refused
+from proctor.infer.origin import FAULTS, refused, told
 from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Reply, faulty, read_answer, read_refusal
 from proctor.infer.routing import Route, Router
 from proctor.infer.server import Backend, Load
@@ -173,7 +173,7 @@ class Client:
         route = await router.wait()
         try:
             answer = await route.origin.get(path, self._timeouts.request)
-        except (OSError, NoHttp):
+        except FAULTS:
             return None
         finally:
             router.release(route)
@@ -273,11 +273,10 @@ async def _send(route: Route, flight: Flight) -> Reply | Broken:
     started = flight.started
     try:
         answer = await route.origin.post(flight.path, flight.data(route.backend.served_model))
-    except (OSError, NoHttp) as error:
-        message = f"{type(error).__name__}: {error}"
+    except FAULTS as error:
         return Broken(
             boundary=Boundary.TRANSPORT,
-            message=message,
+            message=told(error),
             retryable=True,
             attempts=flight.attempts,
             gone=refused(error),

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from proctor.infer.http1 import NoHttp
+from proctor.infer.origin import FAULTS
 from proctor.infer.outcome import Reply
 from proctor.infer.routing import Route, Router
 from proctor.infer.server_metrics import read_metrics
@@ -230,7 +230,7 @@ class Watch:
                 poll.pause = float("inf")
             else:
                 poll.pause = min(poll.pause * 2, POLL_LONGEST_S)
-        except (OSError, NoHttp):
+        except FAULTS:
             poll.pause = min(poll.pause * 2, POLL_LONGEST_S)
         finally:
             poll.task = None

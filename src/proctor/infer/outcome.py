@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import orjson
 
-from proctor.infer.http1 import HttpAnswer
+from proctor.infer.origin import HttpAnswer
 from proctor.records import Boundary
 
 RETRY_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -105,11 +105,11 @@ def read_refusal(answer: HttpAnswer, attempts: int) -> Broken:
             retryable=retryable,
             attempts=attempts,
             status=status,
-            retry_after_s=_retry_after(answer.header("retry-after")) if retryable else None,
+            retry_after_s=_retry_after(answer.headers.get("retry-after")) if retryable else None,
             overloaded=retryable and status in OVERLOAD_STATUS,
         )
     if status in MOVED_STATUS:
-        message = f"HTTP {status}: the server sends us elsewhere, to {answer.header('location')}"
+        message = f"HTTP {status}: the server sends us elsewhere, to {answer.headers.get('location')}"
     boundary = Boundary.CONTEXT if status == 413 or _CONTEXT.search(message) else Boundary.REFUSED
     return Broken(boundary=boundary, message=message, retryable=False, attempts=attempts, status=status)
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from proctor.errors import ServerError
 from proctor.infer.concurrency import START, Window
-from proctor.infer.http1 import NoHttp, Origin
+from proctor.infer.origin import FAULTS, Origin
 from proctor.infer.server import Backend
 
 EJECT_AFTER: Final = 10
@@ -196,7 +196,7 @@ class Router:
             with contextlib.suppress(asyncio.CancelledError):
                 await probe
         for route in (*self._routes, *self._gone):
-            route.origin.close()
+            await route.origin.aclose()
         # A cut connection gives its socket back at the loop's next turn, which might never come.
         await asyncio.sleep(0)
 
@@ -255,7 +255,7 @@ class Router:
 
     def _route(self, backend: Backend, now: float) -> Route:
         try:
-            origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s)
+            origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s, proxy=backend.proxy)
         except ValueError as error:
             raise ServerError(str(error)) from None
         return Route(backend=backend, origin=origin, window=Window(self._maximum, now))
@@ -296,7 +296,7 @@ class Router:
         for path in ("/health", "/v1/models"):
             try:
                 answer = await route.origin.get(path, PROBE_TIMEOUT_S)
-            except (OSError, NoHttp):
+            except FAULTS:
                 return False
             if answer.status < 400:
                 return True

@@ -17,6 +17,8 @@ class Backend:
     url: str
     api_key: str | None = field(default=None, repr=False)
     served_model: str = "default"
+    proxy: str | None = field(default=None, repr=False)
+    """URL of the HTTP proxy that it is asked through; what we start ourselves needs none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

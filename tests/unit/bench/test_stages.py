@@ -20,7 +20,7 @@ DUMPS = "dumps (/usr/lib/python3.11/json/__init__.py)"
         ([LOOP, FEED], "worker: feed, session, events"),
         ([LOOP, FEED, WRITER], "journal"),
         ([LOOP, FEED, WRITER, DUMPS], "journal"),
-        (["run (/x/src/proctor/infer/client.py)", "post (/x/src/proctor/infer/http1.py)"], "HTTP of our own"),
+        (["run (/x/src/proctor/infer/client.py)", "post (/x/src/proctor/infer/origin.py)"], "HTTP library"),
     ],
 )
 def test_a_sample_belongs_to_the_innermost_stage_on_its_stack(frames: list[str], stage: str) -> None:

@@ -77,7 +77,7 @@ async def test_a_server_that_fails_half_of_the_time(connect: Any, fault: str) ->
     assert max(asked) <= allowed + spare
     assert server.stats.faults[fault] > 60
     names = {
-        "reset": "cut the connection",
+        "reset": "Server disconnected",
         "stall": "no answer from",
         "truncated": "no whole JSON",
         "error_body": "lost",

@@ -13,6 +13,7 @@ import aiohttp
 
 from proctor.config.spec import EndpointServer
 from proctor.errors import ConfigError, ServerError
+from proctor.infer.origin import proxy_of
 from proctor.infer.server import Backend, ServedModel
 from proctor.infer.servers.health import Probe, Reply, field_of, listed_names
 from proctor.records import EngineInfo
@@ -70,8 +71,7 @@ class Endpoint:
         return self._info
 
     async def __aenter__(self) -> Self:
-        # trust_env: endpoints may lie behind a proxy, unlike what we start ourselves.
-        self._session = aiohttp.ClientSession(trust_env=True)
+        self._session = aiohttp.ClientSession()
         try:
             self._backends = tuple(await asyncio.gather(*(self._reach(url) for url in self._urls)))
             self._info = await self._describe(self._backends[0])
@@ -96,7 +96,8 @@ class Endpoint:
     def _probe(self, url: str) -> Probe:
         if self._session is None:
             raise RuntimeError("the endpoint is not entered")
-        return Probe(self._session, url, self._key, _REQUEST_S)
+        # Endpoints may lie behind a proxy, unlike what we start ourselves.
+        return Probe(self._session, url, self._key, _REQUEST_S, proxy=proxy_of(url))
 
     async def _reach(self, url: str) -> Backend:
         probe = self._probe(url)
@@ -108,11 +109,14 @@ class Endpoint:
         reply = await probe.get("/v1/models")
         names = listed_names(reply)
         if names is not None:
-            return Backend(url=url, api_key=self._key, served_model=self._choose(url, names))
+            return self._backend(url, self._choose(url, names))
         if self._spec.health is None or reply.status in (401, 403):
             raise _unreachable(url, "/v1/models", reply, keyed=self._key is not None)
         # The health path vouches for a server that does not list its models.
-        return Backend(url=url, api_key=self._key, served_model=self._model.name)
+        return self._backend(url, self._model.name)
+
+    def _backend(self, url: str, served_model: str) -> Backend:
+        return Backend(url=url, api_key=self._key, served_model=served_model, proxy=proxy_of(url))
 
     def _choose(self, url: str, names: list[str]) -> str:
         if self._model.name in names:

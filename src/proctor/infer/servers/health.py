@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import aiohttp
 
 from proctor.errors import ServerError
+from proctor.infer.origin import told
 from proctor.infer.servers.hints import find_cause, killed_hint
 from proctor.processes.group import ProcessGroup, last_words
 
@@ -72,8 +73,17 @@ class Reply:
 class Probe:
     """Short questions to one base URL. Never raises for what the other side does."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        api_key: str | None,
+        timeout_s: float,
+        *,
+        proxy: str | None = None,
+    ) -> None:
         self._session = session
+        self._proxy = proxy
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self.url: Final = url
@@ -81,7 +91,9 @@ class Probe:
     async def get(self, path: str) -> Reply:
         """GET `path` (with its leading slash)."""
         try:
-            async with self._session.get(self.url + path, headers=self._headers, timeout=self._timeout) as response:
+            async with self._session.get(
+                self.url + path, headers=self._headers, timeout=self._timeout, proxy=self._proxy
+            ) as response:
                 body = await response.read()
                 return Reply(status=response.status, text=body.decode("utf-8", errors="replace"))
         except aiohttp.ClientConnectorError as error:
@@ -89,7 +101,7 @@ class Probe:
         except TimeoutError:
             return Reply(status=0, error=f"no answer within {self._timeout.total:g} s")
         except (aiohttp.ClientError, ValueError) as error:
-            return Reply(status=0, error=f"{type(error).__name__}: {error}")
+            return Reply(status=0, error=told(error))
 
 
 def listed_names(reply: Reply) -> list[str] | None:
