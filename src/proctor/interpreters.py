@@ -21,6 +21,8 @@ from platformdirs import user_cache_path
 from proctor.errors import MissingTool
 
 PACKAGE: Final = Path(__file__).resolve().parent
+OFFLINE: Final = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Variables that, set to 1, tell the hub's libraries that there is no hub: they fail at once, or read their cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

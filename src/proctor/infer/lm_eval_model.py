@@ -37,7 +37,7 @@ from proctor.infer.servers.health import LifeSigns, StartState, describe_log, st
 from proctor.infer.servers.hints import find_cause, killed_hint
 from proctor.infer.servers.inside import model_binds
 from proctor.infer.tokenizer import read_json, template_digest, tokenizer_digest
-from proctor.interpreters import Command, image_command, module_command
+from proctor.interpreters import OFFLINE, Command, image_command, module_command
 from proctor.processes.container import Container, contained
 from proctor.processes.group import ProcessGroup
 from proctor.records import (
@@ -149,7 +149,8 @@ class LmEvalModelEngine:
             return module_command(self._spec.python, _HOST, *map(str, fds))
         command, sources = image_command(self._spec.python, _HOST, *map(str, fds))
         binds = model_binds(self._model, *sources)
-        return contained(self._container, command, forward=["PYTHONPATH"], binds=binds)
+        forward = ["PYTHONPATH", *(name for name in OFFLINE if name in command.env)]
+        return contained(self._container, command, forward=forward, binds=binds)
 
     @property
     def info(self) -> EngineInfo:

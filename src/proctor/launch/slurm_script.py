@@ -18,12 +18,12 @@ from proctor.config.clusters.settings import ScoringJob, SlurmSettings
 from proctor.config.slurm_values import clock
 from proctor.config.spec import GpuFlagStyle, SlurmEnvironment
 from proctor.errors import ConfigError
+from proctor.interpreters import OFFLINE
 
 EXPORTED: Final = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "TZ", "PROCTOR_CACHE")
 """Variables that every job has from the shell that submits. No more than these, so that a job does not depend on
 what else happened to be set there (CUDA_VISIBLE_DEVICES, PYTHONPATH, another virtual environment)."""
 _FOR_SBATCH: Final = ("SLURM_CONF", "SLURM_CLUSTERS")
-OFFLINE: Final = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
 ALWAYS: Final = {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
 USAGE_ERROR: Final = 2
 """What a job ends with whose environment cannot be set up: no retry helps."""

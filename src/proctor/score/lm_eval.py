@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from proctor.errors import HarnessError, ProctorError, together
-from proctor.interpreters import PACKAGE
+from proctor.interpreters import OFFLINE, PACKAGE
 from proctor.processes.exchange import RunModule, error_of, run_module
 from proctor.records import (
     Answer,
@@ -39,10 +39,7 @@ _ENVIRONMENT: Final = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_OFFLINE: Final = dict.fromkeys(
-    ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"
-)
-"""Hub libraries then fail at once, or read their cache, instead of waiting for a network."""
+_OFFLINE: Final = dict.fromkeys(OFFLINE, "1")
 _UNPARSABLE: Final = "[invalid]"
 """What lm-eval's extraction filters put where they find nothing."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from proctor.infer.server import ServedModel
-from proctor.interpreters import Command, module_command
+from proctor.interpreters import OFFLINE, Command, module_command
 from proctor.processes.container import Bind, Container, contained
 
 
@@ -28,9 +28,16 @@ def wrapped(container: Container, command: Command, model: ServedModel, *, scrat
 
     Raises ConfigError for a path that the container cannot bind.
     """
-    binds = model_binds(model, scratch)
-    forward = sorted(name for name, value in command.env.items() if os.environ.get(name) != value)
-    return contained(container, command, forward=forward, binds=binds)
+    return contained(container, command, forward=forwarded(command), binds=model_binds(model, scratch))
+
+
+def forwarded(command: Command) -> list[str]:
+    """The variables that a container must see: what was set for the command, and that there is no hub, if so.
+
+    Some kinds pass on none of the environment by themselves, and would then look for one.
+    """
+    env = command.env
+    return sorted({n for n, value in env.items() if os.environ.get(n) != value} | {n for n in OFFLINE if n in env})
 
 
 def model_binds(model: ServedModel, *others: Path) -> list[Bind]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import secrets
@@ -13,7 +12,7 @@ from typing import Final
 
 from proctor.errors import ConfigError, ProctorError, ServerError
 from proctor.infer.server import ServedModel
-from proctor.infer.servers.inside import model_binds, wrapped
+from proctor.infer.servers.inside import forwarded, model_binds, wrapped
 from proctor.infer.servers.placement import FOLLOWER, NODE_RANK, Site
 from proctor.infer.servers.stalls import Activity
 from proctor.interpreters import Command
@@ -129,8 +128,7 @@ class Steps:
         self._names[replica] = f"proctor-{replica}-{secrets.token_hex(6)}"
         options: list[str] = []
         if container is not None and container.type == "pyxis":
-            forward = sorted(name for name, value in command.env.items() if os.environ.get(name) != value)
-            options = [*pyxis_options(container, forward, model_binds(model, scratch)), *container.args]
+            options = [*pyxis_options(container, forwarded(command), model_binds(model, scratch)), *container.args]
         elif container is not None:
             seen = dict(command.env) | dict.fromkeys(("PROCTOR_NODE_RANK", "SLURM_PROCID"), "")
             if self._gpus:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from proctor.infer.server import ServedModel, ServerPaths
 from proctor.infer.servers.build import build_server
 from proctor.infer.servers.command import CommandRecipe
 from proctor.infer.servers.launched import Place
-from proctor.infer.servers.placement import FOLLOWER, NODE_RANK
+from proctor.infer.servers.placement import FOLLOWER, NODE_RANK, OnThisMachine
 from proctor.infer.servers.sglang import SglangRecipe
 from proctor.infer.servers.steps import PORTS, Steps, StepTerms, step_environment
 from proctor.infer.servers.vllm import VllmRecipe
@@ -135,6 +136,18 @@ def test_a_container_is_inside_the_step_and_pyxis_is_part_of_it() -> None:
     assert "--container-image=/i.sqsh" in words
     assert "--no-home" in words
     assert command.argv.count("srun") == 1
+
+
+@pytest.mark.parametrize("kind", ["podman", "enroot", "pyxis"])
+def test_a_server_in_a_container_is_told_that_there_is_no_hub(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's own environment says so, and these kinds pass on only what they are told to."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = Command(argv=("serve",), env=dict(os.environ))
+    steps = Steps(replace(TERMS, nodes_per_server=1), replicas=1, gpus=0)
+    container = Container(type=kind, image="/i")
+    for placement in (steps, OnThisMachine(1)):
+        words = placement.command(command, 0, container=container, model=MODEL, scratch=Path("/scratch")).argv
+        assert "HF_HUB_OFFLINE" in ",".join(words).replace("=", ",").split(",")
 
 
 def test_vllm_across_nodes() -> None:
