@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from proctor.api.cluster_profiles import KnownClusters, ResolvedCluster, clusters, detect_cluster, resolve_cluster
     from proctor.api.counting import status
     from proctor.api.doctoring import Diagnosis, doctor
-    from proctor.api.inspecting import Checked, PreparedTask, fetch_model, init, models, prepare, validate
+    from proctor.api.inspecting import Checked, fetch_model, init, models, validate
     from proctor.api.jobs import cancel
     from proctor.api.logs import FailedSample, LogFile, failed_samples, last_lines, log_files
     from proctor.api.planning import plan
+    from proctor.api.preparing import PreparedTask, prepare
     from proctor.api.presenting import (
         outcome_to_json,
         owed_words,
@@ -51,11 +52,12 @@ _HOMES: Final = {
     ),
     "proctor.api.counting": ("status",),
     "proctor.api.doctoring": ("Diagnosis", "doctor"),
-    "proctor.api.inspecting": ("Checked", "PreparedTask", "fetch_model", "init", "models", "prepare", "validate"),
+    "proctor.api.inspecting": ("Checked", "fetch_model", "init", "models", "validate"),
     "proctor.api.jobs": ("cancel",),
     "proctor.api.logs": ("FailedSample", "LogFile", "failed_samples", "last_lines", "log_files"),
     "proctor.api.planning": ("plan",),
     "proctor.api.presenting": ("outcome_to_json", "owed_words", "plan_to_json", "scores_to_json", "submission_to_json"),
+    "proctor.api.preparing": ("PreparedTask", "prepare"),
     "proctor.api.progress": ("Progress", "Silent"),
     "proctor.api.running": ("Outcome", "run"),
     "proctor.api.scoring": ("Scores", "score"),

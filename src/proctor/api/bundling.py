@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
 
 from proctor.api.context import RunContext
+from proctor.api.recording import read_before
 from proctor.api.targets import Target
+from proctor.catalog.digests import file_digests
+from proctor.catalog.hub import source_of
+from proctor.catalog.needed import needed_files
+from proctor.processes.container import Container
+from proctor.processes.images import image_file
 from proctor.store import Store
-from proctor.worker.bundle import Bundle, Piece
-
-_NOT_NEEDED: Final = frozenset({".md", ".log", ".lock", ".tmp", ".png", ".jpg"})
+from proctor.worker.bundle import DATA, Bundle, Piece
 
 
 def write_bundle(
@@ -19,34 +22,36 @@ def write_bundle(
     store: Store,
     targets: Sequence[Target],
     fingerprints: Sequence[str],
-    images: Sequence[str] = (),
+    containers: Iterable[Container | None] = (),
+    *,
+    full: bool | None = None,
 ) -> Bundle:
     """Look at every file that the targets and their recordings need, and keep the list in the run's directory.
 
-    Reads three mebibytes of each file at most. Raises ModelError for one that cannot be read, StoreError where the
-    list cannot be written.
+    Reads three mebibytes of each file at most; with `full`, all of each whose SHA-256 is not known yet, and the workers
+    compare all of it. None: as the list that is there. Raises ModelError for a file that cannot be read, StoreError
+    where the list cannot be read or written.
     """
-    needed: dict[tuple[str, Path], list[str]] = {}
+    if full is None:
+        before = Bundle.read(context.directory.bundle)
+        full = before is not None and before.full
+    needed: dict[tuple[str, Path], set[str]] = {}
     for target in targets:
-        for kind, path in _files(target):
-            needed.setdefault((kind, path), []).append(target.id)
-    pieces = [Piece.of(path, kind=kind, models=sorted(set(models))) for (kind, path), models in needed.items()]
-    pieces += [Piece.of(store.recording_path(fp), kind="recording") for fp in dict.fromkeys(fingerprints)]
-    # A directory (a rootfs) or a name in a registry has no bytes to compare.
-    pieces += [Piece.of(Path(i), kind="container") for i in dict.fromkeys(images) if Path(i).is_file()]
-    bundle = Bundle(pieces=tuple(pieces))
+        for kind, path in needed_files(target.entry):
+            needed.setdefault((kind, path), set()).add(target.id)
+    everybody = [("recording", store.recording_path(fp)) for fp in fingerprints]
+    # A directory (a rootfs) has no bytes to compare.
+    images = [image_file(c) for c in containers if c is not None]
+    everybody += [("container", i) for i in images if i is not None and i.is_file()]
+    if any("dataset" in store.recording_labels(fp) for fp in fingerprints):
+        everybody += [(DATA, path) for path in read_before(context, store)]
+    for key in everybody:
+        needed.setdefault(key, set())
+    known = file_digests(path for _, path in needed) if full else {}
+    pieces = [
+        Piece.of(path, kind=kind, models=sorted(models), source=source_of(path), sha256=known.get(path))
+        for (kind, path), models in needed.items()
+    ]
+    bundle = Bundle(pieces=tuple(pieces), full=full)
     context.directory.write(context.directory.bundle, bundle.to_json())
     return bundle
-
-
-def _files(target: Target) -> Iterator[tuple[str, Path]]:
-    for kind, place in (("weights", target.entry.path), ("tokenizer", target.entry.tokenizer)):
-        path = Path(place) if place else None
-        if path is None:
-            continue
-        if path.is_file():
-            yield kind, path.absolute()
-        elif path.is_dir():
-            for file in sorted(path.iterdir()):
-                if file.is_file() and not file.name.startswith(".") and file.suffix not in _NOT_NEEDED:
-                    yield kind, file.absolute()

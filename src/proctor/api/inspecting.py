@@ -1,4 +1,4 @@
-"""Looking without running: configurations, models, tasks; and proving tasks."""
+"""Looking without running: configurations and models."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proctor.api.bundling import write_bundle
 from proctor.api.context import RunContext
-from proctor.api.recording import harness, prove, record_all
 from proctor.api.targets import resolve_targets
 from proctor.catalog.models import ModelEntry, expand_models, fetch_model
 from proctor.config.engines import engine_for, launch_for
 from proctor.config.schema import dump_resolved
 from proctor.config.starter import starter_files
-from proctor.errors import ProctorError, UsageError, together
+from proctor.errors import UsageError
 
 __all__ = [
     "Checked",
-    "PreparedTask",
     "fetch_model",
     "init",
     "models",
-    "prepare",
     "validate",
 ]
 
@@ -35,17 +31,6 @@ class Checked:
     models: tuple[str, ...]
     tasks: int
     resolved: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedTask:
-    """One recording and what marking it needs."""
-
-    task: str
-    num_fewshot: int
-    requests: int
-    fingerprint: str
-    labels: tuple[str, ...]
 
 
 def init(directory: str | Path, answers: Mapping[str, str] | None = None, *, force: bool = False) -> list[Path]:
@@ -86,30 +71,3 @@ def models(config: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Mode
     """Every model and checkpoint with its weights fingerprint. Reads the weights. Raises ModelError."""
     context = RunContext.open(config, overrides)
     return [(t.entry, t.weights) for t in resolve_targets(context, None)]
-
-
-def prepare(config: str | Path, overrides: Sequence[str] = ()) -> list[PreparedTask]:
-    """Record every task anew, prove each on fake answers with sockets blocked, keep both.
-
-    Raises TaskError that names every task which cannot be recorded or replayed.
-    """
-    context = RunContext.open(config, overrides)
-    store = context.store(create=True)
-    errors: list[ProctorError] = []
-    with harness() as residents:
-        found = record_all(context, store, run=residents.run, errors=errors)
-        labels = prove(found, store, run=residents.run, errors=errors)
-    if errors:
-        raise together(errors)
-    context.directory.create()
-    write_bundle(context, store, resolve_targets(context, store), list(found.recordings))
-    return [
-        PreparedTask(
-            task=r.task,
-            num_fewshot=r.num_fewshot,
-            requests=len(r.instances),
-            fingerprint=r.fingerprint,
-            labels=labels.get(r.fingerprint, r.labels),
-        )
-        for r in found.recordings.values()
-    ]

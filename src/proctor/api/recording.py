@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from proctor.api.context import RunContext
-from proctor.catalog.inputs import FORMAT, Inputs, differences, hub_caches, renewed
+from proctor.catalog.inputs import FORMAT, Inputs, differences, hub_caches, hub_files, renewed
 from proctor.catalog.lm_eval.source import ENVIRONMENT, HOST, LmEvalSource
 from proctor.catalog.native import NativeSource
 from proctor.catalog.source import Made
@@ -303,6 +304,26 @@ def _changed(store: Store, key: str, suites: Sequence[str]) -> str | None:
         return "what the tasks are made from"  # another run has recorded it since
     difference = differences(found[2], hub_caches(os.environ))
     return None if difference is None or difference.gone else difference.what
+
+
+def read_before(context: RunContext, store: Store) -> list[Path]:
+    """The data that the tasks of this run were made from when they were recorded, as far as it is known and here.
+
+    Of data sets of the hub, the files of the commit that was read. Raises nothing: what is not known is not listed.
+    """
+    try:
+        keys = json.loads(context.directory.suites.read_text(encoding="utf-8"))["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found: dict[Path, None] = {}
+    for key in filter(None, keys):
+        read = _read_inputs(store, str(key))
+        if read is not None:
+            # Programs are part of an environment, which is not what is listed here.
+            found |= dict.fromkeys(Path(file.path) for file in read[2].files if not file.path.endswith(".py"))
+            for hub in read[2].hubs:
+                found |= dict.fromkeys(hub_files(hub, hub_caches(os.environ)))
+    return [path for path in found if path.is_file()]
 
 
 def recorded_before(context: RunContext, store: Store, known: Sequence[Kept | None]) -> tuple[Suite, ...] | None:

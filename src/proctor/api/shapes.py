@@ -10,6 +10,7 @@ from pathlib import Path
 
 from proctor.api.cluster_profiles import settings_by_model
 from proctor.api.context import RunContext
+from proctor.api.images import with_local_image
 from proctor.api.targets import Target
 from proctor.config.clusters.settings import SlurmSettings
 from proctor.config.names import slug
@@ -52,14 +53,15 @@ def shapes(
     """The owing targets by the resources that they need, in plan order; with `only`, those models alone.
 
     Workers for some models have a shape of their own: what waits for all models must not be counted for them.
-    Raises ConfigError for a model whose launcher is not Slurm, UnknownName for a cluster that no profile knows.
+    Raises ConfigError for a model whose launcher is not Slurm, UnknownName for a cluster that no profile knows,
+    ModelError for a container image that the nodes could not get.
     """
     found: dict[str, Shape] = {}
     settings_of = settings_by_model(context, environ, only=dict.fromkeys(t.entry.name for t in targets))
     for target, plan in zip(targets, plans, strict=True):
         if not plan.owed or (only and target.id not in only and target.entry.name not in only):
             continue
-        settings = settings_of[target.entry.name]
+        settings = with_local_image(context, settings_of[target.entry.name])
         gpus = -(-target.gpus // settings.nodes_per_server)
         key = _id(settings, gpus, only)
         if key in found:

@@ -196,7 +196,7 @@ def list_needs(
     """Keep, for the workers, the list of files that the nodes need. Raises ModelError, StoreError."""
     containers = [d.shape.settings.container for d in drafts]
     fingerprints = [fp for s in recorded.suites for fp in s.recordings]
-    write_bundle(context, store, targets, fingerprints, [c.image for c in containers if c is not None])
+    write_bundle(context, store, targets, fingerprints, containers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ from typing import Any
 from proctor.errors import MissingTool, ModelError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".tar")
+"""How the names of files end that no tokenizer needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,20 @@ def cached_ids() -> list[str]:
     return sorted(p.name.removeprefix("models--").replace("--", "/", 1) for p in root.glob("models--*"))
 
 
-def fetch_hub(hub_id: str, revision: str | None = None) -> Path:
+def source_of(path: Path) -> str | None:
+    """`ORG/NAME@COMMIT` of a file or directory in a hub cache; None for any other."""
+    parts = path.parts
+    for n in range(len(parts) - 2):
+        name = re.fullmatch(r"(?:models|datasets)--(.+)", parts[n])
+        if name is not None and parts[n + 1] == "snapshots":
+            return f"{name[1].replace('--', '/', 1)}@{parts[n + 2]}"
+    return None
+
+
+def fetch_hub(hub_id: str, revision: str | None = None, *, tokenizer: bool = False) -> Path:
     """Download a snapshot into the hub cache; its path. The only function here that uses the network.
+
+    `tokenizer`: without the weights.
 
     Raises MissingTool without huggingface_hub, ModelError if the hub cannot be reached or refuses.
     """
@@ -88,8 +102,11 @@ def fetch_hub(hub_id: str, revision: str | None = None) -> Path:
         raise MissingTool(
             "downloading from the hub needs the package huggingface-hub", hint="pip install 'proctor-evals[hub]'"
         ) from error
+    left_out = [f"*{suffix}" for suffix in _WEIGHTS] if tokenizer else None
     try:
-        return Path(str(library.snapshot_download(hub_id, revision=revision, cache_dir=hub_cache())))
+        return Path(
+            str(library.snapshot_download(hub_id, revision=revision, cache_dir=hub_cache(), ignore_patterns=left_out))
+        )
     except (faults.HfHubHTTPError, faults.HFValidationError, OSError, ValueError) as fault:
         error: BaseException = fault
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -192,6 +192,16 @@ def known_commits(repo: str, caches: Sequence[Path]) -> set[str]:
     return found
 
 
+def hub_files(hub: HubInput, caches: Sequence[Path]) -> list[Path]:
+    """The files of that commit in the caches: as they were fetched, and as `datasets` has prepared them."""
+    found: list[Path] = []
+    for cache in caches:
+        places = [cache / f"datasets--{hub.repo.replace('/', '--')}" / "snapshots" / hub.commit]
+        places += cache.glob(f"{hub.repo.replace('/', '___').lower()}/*/*/{hub.commit}")
+        found += [file for place in places for file in sorted(place.rglob("*")) if file.is_file()]
+    return found
+
+
 def code_digest(paths: Iterable[Path]) -> str:
     """Of the source files of ours that decide what is recorded."""
     return digest([[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in sorted(paths)])

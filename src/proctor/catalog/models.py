@@ -14,7 +14,7 @@ from proctor.catalog import embedded, hub
 from proctor.catalog.checkpoints import Checkpoint, children, discover, has_weights, is_weight_file, match_pattern
 from proctor.config.paths import HUB, local_path
 from proctor.config.spec import ModelSpec, RunSpec, is_url
-from proctor.errors import ModelError, nearest
+from proctor.errors import ModelError, ProctorError, nearest
 
 _GGUF_MAGIC: Final = b"GGUF"
 _SPLIT: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z")
@@ -87,22 +87,46 @@ def expand_models(spec: RunSpec) -> list[ModelEntry]:
 
 def missing_models(spec: RunSpec) -> list[str]:
     """What `fetch_model` could bring: hub ids and embedded models of this run that are not on this machine."""
-    out: list[str] = []
+    return list(_missing(spec))
+
+
+def fetch_missing(spec: RunSpec) -> list[ProctorError]:
+    """Bring all of `missing_models` to this machine, tokenizers without weights; what went wrong, name by name."""
+    errors: list[ProctorError] = []
+    for name, tokenizer in _missing(spec).items():
+        try:
+            if name.startswith(embedded.SCHEME):
+                embedded.fetch(name)
+            else:
+                hub_id, _, revision = name.removeprefix(HUB).partition("@")
+                hub.fetch_hub(hub_id, revision or None, tokenizer=tokenizer)
+        except ProctorError as error:
+            errors.append(error)
+    return errors
+
+
+def _missing(spec: RunSpec) -> dict[str, bool]:
+    """Name → whether only a tokenizer is wanted of it."""
+    out: dict[str, bool] = {}
     for model in spec.models.values():
         if model.path.startswith(embedded.SCHEME):
             if embedded.locate(model.path) is None:
-                out.append(model.path)
-            continue
-        for path, revision in (
-            (model.path, model.revision),
-            (model.tokenizer, None),
-            *((a, None) for a in model.adapters),
-        ):
-            if path is None or is_url(path) or local_path(path, Path()) is not None:
-                continue
-            if hub.find_snapshot(path.removeprefix(HUB), revision) is None:
-                out.append(path if revision is None else f"{path}@{revision}")
-    return list(dict.fromkeys(out))
+                out[model.path] = False
+        elif not is_url(model.path) and local_path(model.path, Path()) is None:
+            _want(out, model.path, model.revision, tokenizer=False)
+        for path in (model.tokenizer, *model.adapters):
+            if path is not None and not is_url(path) and local_path(path, Path()) is None:
+                name, _, revision = path.partition("@")
+                _want(out, name, revision or None, tokenizer=path == model.tokenizer)
+    return out
+
+
+def _want(out: dict[str, bool], path: str, revision: str | None, *, tokenizer: bool) -> None:
+    snapshot = hub.find_snapshot(path.removeprefix(HUB), revision)
+    # A tokenizer alone, or a download that was interrupted, leaves a snapshot without weights.
+    if snapshot is None or not (tokenizer or has_weights(snapshot.path)):
+        name = path if revision is None else f"{path}@{revision}"
+        out[name] = tokenizer and out.get(name, True)
 
 
 def fetch_model(name: str) -> Path:

@@ -78,7 +78,7 @@ def _content(entry: ModelEntry, engine: str) -> dict[str, Json]:
         return {"endpoint": {"served_model": entry.served_model, "revision": entry.revision}}
     path = Path(entry.path)
     if entry.kind in (ModelKind.GGUF, ModelKind.EMBEDDED):
-        parts = _gguf_parts(path)
+        parts = gguf_parts(path)
         digests = file_digests(parts)
         return {"gguf": [digests[part] for part in parts]}
     out: dict[str, Json] = {"files": _directory_files(path, code=entry.trust_remote_code)}
@@ -120,7 +120,13 @@ def _shards(directory: Path, index: Path) -> dict[str, Path]:
     return {} if absent else shards
 
 
-def _gguf_parts(path: Path) -> list[Path]:
+def shards_below(directory: Path) -> list[Path]:
+    """The files that the directory's indexes of weights name, wherever they lie. Raises ModelError if one is missing."""
+    indexes = [p for p in children(directory) if p.name.endswith(_INDEX)]
+    return [path for index in indexes for path in _shards(directory, index).values()]
+
+
+def gguf_parts(path: Path) -> list[Path]:
     """A GGUF file, or all parts of a split one in order. Raises ModelError if a part is not there."""
     split = _SPLIT.fullmatch(path.name)
     if split is None:
@@ -139,7 +145,7 @@ def _tokens(entry: ModelEntry) -> tuple[str | None, str | None, int | None]:
     own: Path | None = None
     length: int | None = None
     if entry.kind in (ModelKind.GGUF, ModelKind.EMBEDDED):
-        metadata = read_gguf(_gguf_parts(Path(entry.path))[0])
+        metadata = read_gguf(gguf_parts(Path(entry.path))[0])
         length = metadata.context_length
     elif entry.kind is not ModelKind.ENDPOINT:
         own = Path(entry.path)

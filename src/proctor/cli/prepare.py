@@ -11,10 +11,15 @@ from proctor.cli.options import config_argument, json_option, print_json, set_op
 @click.command()
 @config_argument
 @set_option
+@click.option(
+    "--full-checksums/--quick-checksums",
+    default=None,
+    help="Whether workers compare every byte of the files they need, or size and samples (default: as before).",
+)
 @json_option
-def command(config: str, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Record the requests of CONFIG's tasks and prove each on fake answers with the network blocked."""
-    prepared = api.prepare(config, overrides)
+def command(config: str, overrides: tuple[str, ...], full_checksums: bool | None, as_json: bool) -> int:
+    """Bring what CONFIG needs and is not here, record its tasks' requests, and prove each with the network blocked."""
+    prepared = api.prepare(config, overrides, full_checksums=full_checksums)
     if as_json:
         print_json(prepared)
         return 0
