@@ -1,15 +1,15 @@
 """Planning --models checkpoints x --tasks tasks of --requests requests: time and peak memory of one process.
 
 Three stores. `empty`: no model has answers. `half the models`: every second model is answered in full. `half of
-each`: every model has half of its answers, each another half, so that no two share a plan; this is the worst case, its
-cost is for each model, and it is measured on fewer models (--different). The recordings are real ones, written by the
-store. Of the answered models the first one's store is real: --requests x --tasks responses, written, compacted and
-read by the store; the others are directories of their own with hard links to its part, so the disk holds the rows
-once, and each has its own copy of the summary file, which planning writes when it first opens a model (`first look`,
-measured on one model). For `half of each` the answers are not on disk at all: the summaries are made up, one random
-half for each model, beside an empty part.
+each`: every model has half of its answers, each another half, so that no two owe the same; this is the worst case, its
+cost is for each model (--different measures fewer). The recordings are real ones, written by the store. Of the answered
+models the first one's store is real: --requests x --tasks responses, written, compacted and read by the store; the
+others are directories of their own with hard links to its part, so the disk holds the rows once, and each has its own
+copy of the summary file, which planning writes when it first opens a model (`first look`, measured on one model). For
+`half of each` the answers are not on disk at all: the summaries are made up, one random half for each model, beside an
+empty part.
 
-What is measured is `make_plan`, with the reading of all recordings and summaries, and writing `plan.parquet`.
+What is measured is `make_plan`, with the reading of all recordings and summaries, and writing `plan.bits`.
 Resolving models (reading weight files) is not in it.
 """
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--tasks", type=int, default=60)
     parser.add_argument("--requests", type=int, default=20_000, help="of each task")
-    parser.add_argument("--different", type=int, default=20, help="models in `half of each`, whose cost is for each")
+    parser.add_argument("--different", type=int, help="models in `half of each` (default: all)")
     parser.add_argument("--cases", nargs="*", default=CASES, choices=CASES)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -161,7 +161,7 @@ def main() -> None:
                 extra["first_look_s"] = round(answered_models(context, store, targets[::2], fingerprints), 2)
             elif case == "half of each":
                 (store.path / "weights").rename(root / "before")
-                models = options.different
+                models = options.different or options.models
                 random_halves(store, targets[:models], fingerprints)
             command = [sys.executable, "-m", "bench.planning", "--measure", str(root), "--models", str(models)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)

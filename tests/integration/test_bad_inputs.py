@@ -261,7 +261,7 @@ def worker_assignment(bench: Bench) -> list[str]:
 
 
 def worker_plan(bench: Bench) -> list[str]:
-    (bench.root / "runs/run/plan.parquet").write_bytes(b"PAR1 garbage")
+    (bench.root / "runs/run/plan.bits").write_bytes(b"PAR1 garbage")
     (assignment,) = (bench.root / "runs/run/assignments").glob("*.json")
     return ["-m", "proctor.worker", str(bench.root / "runs" / "run"), str(assignment), "0"]
 
@@ -534,7 +534,7 @@ CASES = [
     Case("torn suites.json", torn_suites, ("suites.json", "proctor prepare"), code=1, own=True),
     Case("torn job", worker_job, ("jobs/", "proctor run"), code=1, real=True, own=True),
     Case("torn assignment", worker_assignment, ("torn.json", "submitted it"), code=1, real=True, own=True),
-    Case("torn plan", worker_plan, ("plan.parquet", "proctor run"), code=1, real=True, own=True),
+    Case("torn plan", worker_plan, ("plan.bits", "proctor run"), code=1, real=True, own=True),
     Case("read-only store", read_only, ("read-only",), code=1, real=True),
 ]
 

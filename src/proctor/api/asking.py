@@ -114,10 +114,10 @@ class Workers:
         return self._launcher, self._events
 
     def _planned(self, target: Target, model: ModelPlan) -> list[LaunchJob]:
-        workers = min(model.workers, len(model.shards))
+        workers = min(model.workers, model.shard_count)
         if target.id in self._early:
             return self._early[target.id][:workers]
-        return self._jobs(target, workers, sum(s.cost_s for s in model.shards))
+        return self._jobs(target, workers, model.cost_s)
 
     def _jobs(self, target: Target, workers: int, cost_s: float, *flags: str) -> list[LaunchJob]:
         flags = (*flags, *(["--retry-failed"] if self.retry_failed else []))

@@ -31,7 +31,7 @@ from proctor.plan import (
     TaskRequests,
     recommended_workers,
 )
-from proctor.plan.shards import MIN_SHARD_S
+from proctor.plan.cuts import MIN_SHARD_S
 from proctor.records import Suite
 from proctor.store import Store
 from proctor.store.completion import Completion
@@ -102,7 +102,10 @@ class _State:
 
     digest: bytes
     owed: Bits
-    failed: Bits
+    asked: Bits
+    """Of these, what no task before asks too."""
+    failed: Bits | None
+    """None: nothing."""
     damaged: int
     retry_failed: bool
 
@@ -137,14 +140,24 @@ def _states(
 
 
 def _state(found: Completion, table: RequestTable, *, retry_failed: bool) -> _State:
-    answered = table.bits([found.answered[fp] for fp in table.fingerprints])
-    failed = table.bits([found.failed[fp] for fp in table.fingerprints])
-    owed = ~answered if retry_failed else ~(answered | failed)
-    owed &= table.first_in_task
+    done = table.bits([found.answered[fp] for fp in table.fingerprints])
+    failed: Bits | None = None
+    if any(bits.any() for bits in found.failed.values()):
+        failed = table.bits([found.failed[fp] for fp in table.fingerprints])
+        if not retry_failed:
+            done |= failed
+    owed = ~done & table.first_in_task
     digest = hashlib.blake2b(owed.data)
-    digest.update(failed.data)
+    digest.update(b"" if failed is None else failed.data)
     digest.update(b"%d" % found.damaged)
-    return _State(digest=digest.digest(), owed=owed, failed=failed, damaged=found.damaged, retry_failed=retry_failed)
+    return _State(
+        digest=digest.digest(),
+        owed=owed,
+        asked=owed & table.first if table.shares else owed,
+        failed=failed,
+        damaged=found.damaged,
+        retry_failed=retry_failed,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,7 +189,7 @@ class _Maker:
             totals = self._totals[state.digest] = self._count(state)
         workers = self._workers(target, totals)
         sizes = ShardSizes(workers=workers, limit_s=self._limit_s)
-        cut = self._cutter.cut(state.owed & self._priced.table.first, sizes)
+        cut = self._cutter.cut(state.asked, sizes)
         return ModelPlan(
             model=target.id,
             display_name=target.entry.display_name,
@@ -208,30 +221,32 @@ class _Maker:
 
     def _count(self, state: _State) -> _Totals:
         priced, table = self._priced, self._priced.table
-        asked = state.owed & table.first
         requests = table.counts(table.first_in_task)
-        failed = table.counts(state.failed & table.first_in_task)
+        failed = np.zeros_like(requests) if state.failed is None else table.counts(state.failed & table.first_in_task)
         owed = table.counts(state.owed)
-        columns = [priced.totals(c, asked) for c in (priced.cost_s, priced.prompt_tokens, priced.completion_tokens)]
+        found = priced.totals(state.asked)
+        done = requests - owed - (0 if state.retry_failed else failed)
+        columns = (requests, done, failed, owed, found.cost_s, found.prompt_tokens, found.completion_tokens)
         tasks = tuple(
             TaskPlan(
                 task=task.task,
                 num_fewshot=task.num_fewshot,
                 fingerprint=task.fingerprint,
-                requests=int(requests[i]),
-                answered=int(requests[i] - owed[i] - (0 if state.retry_failed else failed[i])),
-                failed=int(failed[i]),
-                owed=int(owed[i]),
-                cost_s=float(columns[0][i]),
-                prompt_tokens=round(float(columns[1][i])),
-                completion_tokens=round(float(columns[2][i])),
+                requests=asked,
+                answered=answered,
+                failed=refused,
+                owed=left,
+                cost_s=cost_s,
+                prompt_tokens=round(prompt),
+                completion_tokens=round(completion),
                 labels=task.labels,
             )
-            for i, task in enumerate(table.tasks)
+            for task, asked, answered, refused, left, cost_s, prompt, completion in zip(
+                table.tasks, *(c.tolist() for c in columns), strict=True
+            )
         )
-        chosen = np.unpackbits(asked, count=table.rows)
         return _Totals(
             tasks=tasks,
-            shared=int(owed.sum() - table.counts(asked).sum()),
-            longest_s=float((priced.cost_s * chosen).max(initial=0.0)),
+            shared=int(owed.sum() - found.requests.sum()),
+            longest_s=priced.longest_s(state.asked),
         )

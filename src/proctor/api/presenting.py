@@ -28,7 +28,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
                 "owed": m.owed,
                 "shared": m.shared,
                 "damaged": m.damaged,
-                "shards": len(m.shards),
+                "shards": m.shard_count,
                 "cost_s": m.cost_s,
                 "prompt_tokens": m.prompt_tokens,
                 "completion_tokens": m.completion_tokens,

@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def shards(self) -> int:
-        return sum(len(p.shards) for p in self.plans)
+        return sum(p.shard_count for p in self.plans)
 
 
 def shapes(

@@ -33,8 +33,8 @@ from proctor.launch.slurm.submission import Chunk, Submission, submit_elements
 from proctor.launch.slurm.submission import submit as submit_one
 from proctor.launch.slurm_script import JobScript, Variable, log_pattern, scoring_script, worker_script
 from proctor.plan import Plan
+from proctor.plan.cuts import MIN_SHARD_S
 from proctor.plan.forecast import TimeLimit, recommended_workers, time_limit
-from proctor.plan.shards import MIN_SHARD_S
 from proctor.records import Boundary
 from proctor.report.submission import ArrayPlan
 from proctor.store import Store

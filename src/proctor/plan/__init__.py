@@ -1,6 +1,7 @@
 """Planning, pure: what is owed becomes shards with a cost. No I/O, no clock."""
 
 from proctor.plan.cost import CostModel, Lengths, Spent
+from proctor.plan.cuts import AskingOrder, Cut, ShardSizes
 from proctor.plan.forecast import (
     PlanAgainstActual,
     Recommendation,
@@ -12,7 +13,7 @@ from proctor.plan.forecast import (
     time_limit,
 )
 from proctor.plan.requests import Bits, Priced, RequestTable, TaskRequests
-from proctor.plan.shards import AskingOrder, Cut, OwedTask, Shards, ShardSizes, cut_owed, cut_shards, shard_id
+from proctor.plan.shards import OwedTask, Shards, cut_shards, shard_id
 from proctor.plan.strategies import Cutter, Strategy, StrategyName
 from proctor.plan.views import Forecast, ModelPlan, Plan, TaskPlan
 
@@ -40,7 +41,6 @@ __all__ = [
     "TaskPlan",
     "TaskRequests",
     "TimeLimit",
-    "cut_owed",
     "cut_shards",
     "plan_against_actual",
     "recommended_workers",

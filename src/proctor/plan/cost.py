@@ -102,7 +102,13 @@ class CostModel:
 
     def cost_s(self, tokens: Tokens) -> NDArray[np.float64]:
         """Cost of each request in seconds."""
-        cost = tokens.prompt / self.prefill_tokens_s + tokens.completion / self.decode_tokens_s + self.request_s
+        return self.total_s(np.ones(len(tokens.prompt), np.int64), tokens.prompt, tokens.completion)
+
+    def total_s(
+        self, requests: NDArray[np.int64], prompt: NDArray[np.float64], completion: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Cost of so many requests with so many tokens together, in seconds; elementwise."""
+        cost = prompt / self.prefill_tokens_s + completion / self.decode_tokens_s + requests * self.request_s
         return np.asarray(cost, dtype=np.float64)
 
     def seconds(

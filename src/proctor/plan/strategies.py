@@ -16,6 +16,7 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from proctor.plan.cuts import AskingOrder, Cut, ShardSizes, fitting_ends, longest_documents_first, order_of
 from proctor.plan.partition import (
     Dataset,
     Part,
@@ -27,15 +28,6 @@ from proctor.plan.partition import (
 )
 from proctor.plan.partition.published import GEN_TASK_COEF, MAX_TASK_SIZE, MIN_TASK_SIZE
 from proctor.plan.requests import Bits, Priced, RequestTable, TaskRequests
-from proctor.plan.shards import (
-    AskingOrder,
-    Cut,
-    ShardSizes,
-    cut_owed,
-    fitting_ends,
-    longest_documents_first,
-    stretch_sums,
-)
 
 StrategyName = Literal["balanced", "naive", "size", "workers"]
 
@@ -57,6 +49,10 @@ class Strategy:
     """size, workers: one part a shard instead of merging."""
 
 
+CUT_NOW: Final = 50_000_000
+"""Rows whose shards are found while planning, half a second of it; of more, when somebody looks at them."""
+
+
 class Cutter:
     """Cuts owed sets of one priced table. Equal sets, for equal sizes, give the same `Cut`."""
 
@@ -65,29 +61,31 @@ class Cutter:
         self._strategy = strategy
         self._order: AskingOrder | None = None
         self._made: dict[tuple[bytes, ShardSizes], Cut] = {}
+        self._rows = 0  # whose shards have been found
 
     def cut(self, owed: Bits, sizes: ShardSizes) -> Cut:
         """The shards of the rows whose bits are set. Raises ConfigError for limits that make no shards."""
         key = (hashlib.blake2b(owed.data).digest(), sizes)
         if key not in self._made:
             how = self._balanced if self._strategy.name == "balanced" else self._named
-            self._made[key] = how(owed, sizes)
+            cut = self._made[key] = how(owed, sizes)
+            if self._rows < CUT_NOW:
+                self._rows += len(cut.order.rows) if len(cut.ends) else 0
         return self._made[key]
 
     def _balanced(self, owed: Bits, sizes: ShardSizes) -> Cut:
         if self._order is None:
-            self._order = longest_documents_first(self._priced.table, self._priced.cost_s)
-        return cut_owed(self._order, owed, sizes)
+            self._order = longest_documents_first(self._priced.table, self._priced.cost_us)
+        return Cut(order=self._order, owed=owed, sizes=sizes)
 
     def _named(self, owed: Bits, sizes: ShardSizes) -> Cut:
-        table, cost = self._priced.table, self._priced.cost_s
+        table, cost = self._priced.table, self._priced.cost_us
         wanted = np.unpackbits(owed, count=table.rows).astype(np.bool_)
         shards = [rows for rows in named_rows(table, wanted, self._strategy, sizes.workers) if len(rows)]
-        rows = np.concatenate([*shards, np.empty(0, np.int64)]).astype(np.int32)
+        rows = np.concatenate([*shards, np.empty(0, np.int64)]).astype(np.int64)
         ends = np.cumsum([len(r) for r in shards]).astype(np.int64)
         ends = fitting_ends(cost[rows], ends, sizes.limit_s)
-        found = stretch_sums(cost[rows], ends)
-        return Cut(order=AskingOrder(table=table, rows=rows, cost_s=cost[rows]), owed=owed, ends=ends, cost_s=found)
+        return Cut(order=order_of(table, rows, cost), owed=None, fixed=ends)
 
 
 def named_rows(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proctor.plan.cuts import MIN_SHARD_S
 from proctor.plan.forecast import Recommendation, recommended_workers
-from proctor.plan.shards import MIN_SHARD_S, Shards
+from proctor.plan.shards import Shards
 from proctor.records import Shard
 
 
@@ -62,10 +63,26 @@ class ModelPlan:
 
     @property
     def largest_shard_s(self) -> float:
-        """What the dearest shard is predicted to take, in seconds; 0 where there is none."""
+        """What the dearest shard is predicted to take, in seconds; 0 where there is none.
+
+        Of shards that nobody has looked at yet: no shard takes longer.
+        """
         if isinstance(self.shards, Shards):
-            return float(self.shards.cut.cost_s.max(initial=0.0))
+            cut = self.shards.cut
+            if cut.made:
+                return int(cut.cost_us.max(initial=0)) / 1e6
+            return max(self.longest_s, min(self.cost_s, cut.sizes.largest_s))
         return max((s.cost_s for s in self.shards), default=0.0)
+
+    @property
+    def shard_count(self) -> int:
+        """Shards; of those that nobody has looked at yet, about so many."""
+        return self.shards.cut.about() if isinstance(self.shards, Shards) else len(self.shards)
+
+    @property
+    def counted(self) -> bool:
+        """Whether `shard_count` is exact."""
+        return not isinstance(self.shards, Shards) or self.shards.cut.made or not self.shards
 
     @property
     def owed(self) -> int:
@@ -81,6 +98,8 @@ class Forecast:
 
     requests: int
     shards: int
+    counted: bool
+    """Whether `shards` is exact: of hundreds of models that owe different large sets it is an estimate."""
     jobs: int
     """Workers that will start: no model has more than it has shards."""
     server_seconds: float
@@ -115,12 +134,13 @@ class Plan:
         """The cost model's estimate; relative sizes are better than absolute ones until rates are measured."""
         owing = [m for m in self.models if m.owed]
         seconds = sum(m.cost_s for m in owing)
-        shards = [len(m.shards) for m in owing]
+        shards = [m.shard_count for m in owing]
         jobs = [min(m.workers, n) for m, n in zip(owing, shards, strict=True)]
         held = [m.cost_s + n * m.startup_s for m, n in zip(owing, jobs, strict=True)]
         return Forecast(
             requests=self.owed,
             shards=sum(shards),
+            counted=all(m.counted for m in owing),
             jobs=sum(jobs),
             server_seconds=seconds,
             wall_s=sum(m.startup_s + max(m.longest_s, m.cost_s / n) for m, n in zip(owing, jobs, strict=True)),

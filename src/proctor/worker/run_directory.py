@@ -36,7 +36,7 @@ class RunDirectory:
 
     @property
     def plan(self) -> Path:
-        return self.root / "plan.parquet"
+        return self.root / "plan.bits"
 
     @property
     def plan_token(self) -> Path:
@@ -119,8 +119,7 @@ class RunDirectory:
     def write_plan(self, models: Mapping[str, Sequence[Shard]]) -> None:
         """Replace the plan by the shards of these models. Raises StoreError.
 
-        One row for each request of a cut, in asking order, one or more row groups for each cut; the file's metadata
-        says which models have which cut: those that owe the same share their rows.
+        Shards of a strategy's own are written out; others as the bits that they are cut from.
         """
         fresh = self.plan.with_name(f".plan.{os.getpid()}")
         try:
@@ -133,7 +132,7 @@ class RunDirectory:
     def read_shards(self, model: str) -> list[Shard]:
         """The planned shards of one model, in asking order. Raises StoreError if there is no readable plan."""
         try:
-            return read_plan(self.plan, model)
+            return list(read_plan(self.plan, model) or ())
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise StoreError(
                 f"cannot read the plan {str(self.plan)!r}: {error}",

@@ -95,6 +95,20 @@ def test_a_missing_or_broken_plan_is_an_error(tmp_path: Path) -> None:
         directory.read_shards("m")
 
 
+def test_a_plan_with_a_changed_byte_is_an_error(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    directory.write_shards([Shard(id="a", model="m", cost_s=2.0, items=(("t", 5), ("u", 1)))])
+    whole = directory.plan.read_bytes()
+    for place in range(len(whole)):
+        directory.plan.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(StoreError, match="plan"):
+            directory.read_shards("m")
+    directory.plan.write_bytes(whole[:-3])
+    with pytest.raises(StoreError, match="plan"):
+        directory.read_shards("m")
+
+
 def test_a_run_directory_in_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(StoreError, match="run directory"):

@@ -25,9 +25,9 @@ def bits(*ordinals: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 
 def test_a_shard_is_done_when_all_of_it_is_answered(tmp_path: Path) -> None:
-    path = tmp_path / "plan.parquet"
+    path = tmp_path / "plan.bits"
     write_plan(path, {"a": shards("a"), "b": shards("b")})
-    assert read_plan(path, "a") == shards("a")
+    assert list(read_plan(path, "a") or ()) == shards("a")
     none = {"t": bits(), "u": bits()}
     assert count_shards(path, {"a": none, "b": none}) == (6, 6)
     assert count_shards(path, {"a": {"t": bits(0, 1), "u": bits(1)}, "b": none}) == (6, 5)
