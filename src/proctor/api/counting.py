@@ -80,7 +80,7 @@ def status(config: str | Path, overrides: Sequence[str] = ()) -> RunStatus:
         jobs=jobs,
         queue_unread=unread,
         plan=tuple(_planned(p) for p in foreseen(context, found)),
-        starts=tuple(_starts(model, m) for model, m in found.items() if m.starts),
+        starts=tuple(_starts(model, m) for model, m in found.items() if m.starts or m.reloads),
         shards=shards,
         shards_owed=shards_owed,
         requests_per_s=rate,
@@ -147,7 +147,14 @@ def _planned(one: PlanAgainstActual) -> PlannedModel:
 
 def _starts(model: str, found: Measured) -> ModelStarts:
     typical = median(found.startups_s) if found.startups_s else None
-    return ModelStarts(model=model, starts=found.starts, seconds=found.starting_s, typical_s=typical)
+    return ModelStarts(
+        model=model,
+        starts=found.starts,
+        seconds=found.starting_s,
+        typical_s=typical,
+        reloads=found.reloads,
+        reloading_s=found.reloading_s,
+    )
 
 
 def _workers(events: Sequence[Event]) -> list[WorkerStatus]:

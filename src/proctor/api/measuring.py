@@ -41,6 +41,9 @@ class Measured:
     """How often a worker started a server, or an engine of its own, for this model."""
     starting_s: float = 0.0
     """What all of them took until then, or until a worker that did not come so far was last heard of."""
+    reloads: int = 0
+    """How often a worker loaded this model's weights into a server that ran already, instead of starting one."""
+    reloading_s: float = 0.0
 
     @property
     def spent(self) -> Spent:
@@ -71,10 +74,14 @@ def _add(found: dict[str, Measured], life: list[Event]) -> None:
     ready = next((e for e in life if e.phase in _READY), None)
     if life[0].phase == "starting":
         took = max(0.0, (ready or life[-1]).time - life[0].time)
-        into.starts += 1
-        into.starting_s += took
-        if ready is not None:
-            into.startups_s.append(took)
+        if any(e.reloaded for e in life):
+            into.reloads += 1
+            into.reloading_s += took
+        else:
+            into.starts += 1
+            into.starting_s += took
+            if ready is not None:
+                into.startups_s.append(took)
     if not any(e.phase == "asking" for e in life):
         return
     seconds = sum(max(0.0, b.time - a.time) for a, b in pairwise(life) if a.phase in _AT_WORK)

@@ -297,6 +297,9 @@ class LlamaCppServer(ServerBase):
 
 class VllmServer(ServerBase):
     type: Literal["vllm"] = "vllm"
+    swap: Literal["restart", "reload"] = "restart"
+    """What a worker does that goes on to another checkpoint of the same model: start a server for it, or load its
+    weights into the one that runs. The latter opens vLLM's routes for developers, on this machine only."""
 
 
 class SglangServer(ServerBase):

@@ -53,6 +53,9 @@ def status_table(status: RunStatus, *, detailed: bool = True) -> Layout:
     if status.starts:
         times, took = sum(s.starts for s in status.starts), sum(s.seconds for s in status.starts)
         notes.append(f"{count(times)} start(s) took {duration(took)} in all")
+    if any(s.reloads for s in status.starts):
+        times, took = sum(s.reloads for s in status.starts), sum(s.reloading_s for s in status.starts)
+        notes.append(f"weights were loaded into a running server {count(times)} time(s), in {duration(took)}")
     if status.duplicates:
         notes.append(f"{count(status.duplicates)} answers came twice; the first of each counts")
     if status.damaged:
@@ -111,8 +114,9 @@ def forecast_table(status: RunStatus) -> Layout:
 
 
 def starts_table(status: RunStatus) -> Layout:
-    """How often workers started for each model, and what that took."""
-    names = ("model", "starts", "in all", "typical")
+    """How often workers started for each model, or loaded its weights into a running server, and what that took."""
+    reloads = any(s.reloads for s in status.starts)
+    names = ("model", "starts", "in all", "typical", *(("reloads", "in all") if reloads else ()))
     lines = tuple(
         Line(
             cells=(
@@ -120,6 +124,7 @@ def starts_table(status: RunStatus) -> Layout:
                 count(s.starts),
                 duration(s.seconds),
                 "-" if s.typical_s is None else duration(s.typical_s),
+                *((count(s.reloads), duration(s.reloading_s)) if reloads else ()),
             )
         )
         for s in status.starts

@@ -120,6 +120,9 @@ class ModelStarts:
     seconds: float
     typical_s: float | None = None
     """Median of the starts that came to a first request."""
+    reloads: int = 0
+    """How often the weights were loaded into a server that ran already, and what that took."""
+    reloading_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from proctor.infer.lm_eval_model import LmEvalModelEngine
 from proctor.infer.openai import OpenAIEngine
 from proctor.infer.resolve import IF_OFFERED, SERVER, TokenizerSource
 from proctor.infer.server import Backend, ServedModel, Server, ServerPaths
-from proctor.infer.servers.build import build_server
+from proctor.infer.servers.build import build_server, recipe_for
 from proctor.infer.servers.launched import LaunchedServer
 from proctor.infer.servers.steps import StepTerms
 from proctor.records import EngineInfo
@@ -38,13 +38,7 @@ def server_for(job: Job, *, worker: str, steps: StepTerms | None = None, staged:
     directory = RunDirectory(Path(job.run_directory))
     scratch = directory.logs / f"{worker}.scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    model = ServedModel(
-        path=staged or job.path,
-        revision=job.revision,
-        name=job.served_model,
-        tokenizer=job.tokenizer,
-        trust_remote_code=job.trust_remote_code,
-    )
+    model = _served(job, staged)
     paths = ServerPaths(logs=directory.logs / worker, scratch=scratch)
     paths.logs.mkdir(parents=True, exist_ok=True)
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -57,6 +51,25 @@ def server_for(job: Job, *, worker: str, steps: StepTerms | None = None, staged:
         urls=job.urls,
         container=job.container,
         steps=steps,
+    )
+
+
+def adopt(server: LaunchedServer, job: Job, *, worker: str) -> None:
+    """Make a running server the job's own. It holds the job's weights already."""
+    spec = job.engine_spec
+    assert isinstance(spec, OpenAISpec) and spec.server is not None and not isinstance(spec.server, EndpointServer)
+    model = _served(job, None)
+    logs = RunDirectory(Path(job.run_directory)).logs / worker
+    server.take_over(recipe_for(spec.server, model), model, logs=logs)
+
+
+def _served(job: Job, staged: str | None) -> ServedModel:
+    return ServedModel(
+        path=staged or job.path,
+        revision=job.revision,
+        name=job.served_model,
+        tokenizer=job.tokenizer,
+        trust_remote_code=job.trust_remote_code,
     )
 
 

@@ -50,6 +50,8 @@ class Event:
     error: str = ""
     """Phase failed: the name of the error's class."""
     hint: str | None = None
+    reloaded: bool = False
+    """Whether the model's weights were loaded into a server that ran already."""
 
     @property
     def begins(self) -> bool:
@@ -72,6 +74,8 @@ class EventLog:
         self._file: TextIOWrapper | None = None
         self.load: Callable[[], Mapping[str, Load]] | None = None
         """What each server has now; set once there is a client that knows."""
+        self.reloaded = False
+        """Set when no server was started for this model, but its weights loaded into one that ran."""
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +140,7 @@ class EventLog:
             message=message,
             error=error,
             hint=hint,
+            reloaded=self.reloaded,
         )
         self._file.write(json.dumps(asdict(event)) + "\n")
         self._file.flush()

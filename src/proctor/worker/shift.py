@@ -33,6 +33,7 @@ from proctor.worker.build import ComingServer, engine_for, watched
 from proctor.worker.bundle import Bundle
 from proctor.worker.events import EventLog
 from proctor.worker.feed import Feed
+from proctor.worker.handover import Handover
 from proctor.worker.job import Job
 from proctor.worker.preread import Preread, preread, weight_files
 from proctor.worker.run_directory import RunDirectory
@@ -88,6 +89,7 @@ class Shift:
         self._session: Session | None = None
         self._next: str | None = None
         """The job file of the model after the one at hand."""
+        self._handover = Handover(directory)
         self._preread: Preread | None = None
         self._reason: signal.Signals | None = None
         self._time_is_up = False
@@ -129,11 +131,15 @@ class Shift:
 
     async def _all_models(self) -> bool:
         """Every model in this worker's order; whether something may be left because the worker was stopped."""
+        async with self._handover:
+            return await self._one_after_another()
+
+    async def _one_after_another(self) -> bool:
         failures: list[ProctorError] = []
         names = self._assignment.order(self._attempt.index)
         for number, name in enumerate(names, start=1):
             job = Job.read(self._directory.jobs / name)
-            self._next = names[number] if number < len(names) else None
+            self._next = self._handover.next = names[number] if number < len(names) else None
             try:
                 await self._one_model(job)
             except (ServerError, UsageError) as error:
@@ -196,7 +202,7 @@ class Shift:
             await session.prepare()
             return session
 
-        start = stack.enter_async_context(serving(job, terms, worker=worker, events=events))
+        start = stack.enter_async_context(serving(job, terms, worker=worker, events=events, handover=self._handover))
         starting, readying = asyncio.create_task(start), asyncio.create_task(get_ready())
         try:
             await asyncio.wait({starting, readying}, return_when=asyncio.FIRST_COMPLETED)
@@ -230,6 +236,8 @@ class Shift:
         finally:
             self.totals.add(job, session.outcome)
             self._left = session.outcome.left
+            if self.stopping:
+                self._handover.next = None
             self._session = self._preread = None
 
     def _next_weights(self) -> list[Path]:

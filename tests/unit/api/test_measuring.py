@@ -55,6 +55,17 @@ def test_what_a_worker_says_while_it_starts_is_no_second_start() -> None:
     assert (found.starts, found.startups_s) == (1, [90])
 
 
+def test_a_reload_is_no_start() -> None:
+    life = [
+        event("starting", 0),
+        replace(event("serving", 4), reloaded=True),
+        replace(event("done", 9, 1), reloaded=True),
+    ]
+    found = measured([event("starting", 0, worker="v"), event("asking", 60, worker="v"), *life])["m"]
+    assert (found.starts, found.starting_s, found.startups_s) == (1, 60, [60])
+    assert (found.reloads, found.reloading_s) == (1, 4)
+
+
 def test_weights_are_counted_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "config.json").write_text("{}")

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -275,6 +276,11 @@ def test_status_table() -> None:
         ("a", "3", "1 min 30 s", "40 s"),
         ("b", "1", "10 s", "-"),
     ]
+    reloaded = replace(
+        status, starts=(*status.starts, ModelStarts(model="c", starts=0, seconds=0, reloads=2, reloading_s=5.0))
+    )
+    assert status_table(reloaded).notes[-1] == "weights were loaded into a running server 2 time(s), in 5 s"
+    assert starts_table(reloaded).lines[-1].cells == ("c", "0", "0 s", "-", "2", "5 s")
     ended, busy = worker_table(status).lines
     assert ended.warn and ended.cells == ("w0", "a", "failed", "0", "-", "-", "5 s ago", "no space")
     assert busy.cells[5] == "57 of 1,064 (grown; cut: HTTP 429)"

@@ -53,7 +53,7 @@ def build_server(
             f"each replica needs {spec.gpu_count} GPUs, but one would get {short[0]}",
             hint="lower `gpus` or `replicas` of the server, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
         )
-    recipe = _recipe(spec, model)
+    recipe = recipe_for(spec, model)
     here = OnThisMachine(spec.replicas, devices=devices)
     return LaunchedServer(recipe, spec, model, paths=paths, api_key=api_key, container=around, placement=here)
 
@@ -74,7 +74,7 @@ def _spread(
         )
     placement = Steps(steps, replicas=spec.replicas, gpus=spec.gpu_count)
     return LaunchedServer(
-        _recipe(spec, model),
+        recipe_for(spec, model),
         spec,
         model,
         paths=paths,
@@ -84,7 +84,8 @@ def _spread(
     )
 
 
-def _recipe(spec: Launched, model: ServedModel) -> Recipe:
+def recipe_for(spec: Launched, model: ServedModel) -> Recipe:
+    """What is particular to servers of this kind. Raises ConfigError."""
     match spec:
         case LlamaCppServer():
             return LlamaCppRecipe(spec, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -108,6 +109,8 @@ class _Replica:
         self.restarts = 0
         self.site: Site | None = None
         self.stall = StallWatch()
+        self.reloaded = False
+        """Whether it has got other weights since it was started."""
 
 
 class LaunchedServer:
@@ -142,6 +145,7 @@ class LaunchedServer:
         self._lock = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._info: EngineInfo | None = None
+        self._reloaded_info: EngineInfo | None = None
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -150,9 +154,11 @@ class LaunchedServer:
 
     @property
     def info(self) -> EngineInfo:
-        """As found at the first start."""
+        """As found at the first start; `details` say where weights were loaded into a running server since."""
         if self._info is None:
             raise RuntimeError("the server is not entered")
+        if self._reloaded_info is not None and any(replica.reloaded for replica in self._replicas):
+            return self._reloaded_info
         return self._info
 
     @property
@@ -163,6 +169,19 @@ class LaunchedServer:
     def observe(self, load: Callable[[], Mapping[str, Load]]) -> None:
         """From now on `load` says, by URL, what the client has with each backend: without it no stall is seen."""
         self._load = load
+
+    def take_over(self, recipe: Recipe, model: ServedModel, *, logs: Path) -> None:
+        """All replicas hold the weights of `model` now: it is this server's model, and a restart starts it with them.
+
+        The name that clients send stays that of the start.
+        """
+        self._recipe, self._model, self._paths = recipe, model, replace(self._paths, logs=logs)
+        logs.mkdir(parents=True, exist_ok=True)
+        if self._info is not None:
+            details = json.loads(self._info.details) | {"weights": "reloaded"}
+            self._reloaded_info = replace(self._info, details=canonical_json(details))
+        for replica in self._replicas:
+            replica.reloaded, replica.restarts, replica.stall = True, 0, StallWatch()
 
     async def __aenter__(self) -> Self:
         self._paths.logs.mkdir(parents=True, exist_ok=True)
@@ -237,6 +256,7 @@ class LaunchedServer:
             await self._stop(replica)
             raise
         replica.stall = StallWatch()
+        replica.reloaded = False
         replica.backend = Backend(url=url, api_key=key, served_model=name)
 
     async def _stop(self, replica: _Replica) -> None:

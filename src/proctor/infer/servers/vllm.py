@@ -15,7 +15,7 @@ from proctor.infer.servers.arguments import argument_list, describe_parallelism,
 from proctor.infer.servers.health import Probe
 from proctor.infer.servers.inside import server_command
 from proctor.infer.servers.launched import Facts, Place
-from proctor.infer.servers.placement import FOLLOWER
+from proctor.infer.servers.placement import FOLLOWER, LOOPBACK
 from proctor.interpreters import Command
 from proctor.processes.group import tail
 
@@ -58,6 +58,9 @@ class VllmRecipe:
         env = {"VLLM_API_KEY": place.api_key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if not place.devices and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cache_gib())
+        if self._spec.swap == "reload" and place.host == LOOPBACK and place.nodes == 1 and not place.inside:
+            # No key guards these routes: they are for this machine alone.
+            env["VLLM_SERVER_DEV_MODE"] = "1"
         module = "vllm.entrypoints.openai.api_server"
         if place.nodes > 1:
             # Only the `serve` command knows nodes without an API server of their own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,24 @@ def test_vllm_leaves_the_users_cache_size_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     command = VllmRecipe(VllmServer(), ServedModel(path="/m")).command(PLACE)
     assert command.env["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("swap", "place", "opened"),
+    [
+        ("restart", {}, False),
+        ("reload", {}, True),
+        ("reload", {"host": "10.0.0.7"}, False),
+        ("reload", {"nodes": 2}, False),
+        ("reload", {"inside": True}, False),
+    ],
+)
+def test_vllms_routes_without_a_key_are_opened_on_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch, swap: str, place: dict, opened: bool
+) -> None:
+    monkeypatch.delenv("VLLM_SERVER_DEV_MODE", raising=False)
+    command = VllmRecipe(VllmServer(swap=swap), ServedModel(path="/m")).command(replace(PLACE, **place))
+    assert (command.env.get("VLLM_SERVER_DEV_MODE") == "1") is opened
 
 
 def test_sglang_command_line_has_no_key() -> None:
