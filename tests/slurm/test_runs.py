@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from proctor.api.submitting import read_submissions
+from proctor.api.sent import read_submissions
 from proctor.cli import run as proctor
 from proctor.launch.launcher import JobState
 from proctor.worker.run_directory import RunDirectory

@@ -18,7 +18,7 @@ from proctor.api.local_workers import local_workers
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
-from proctor.api.shapes import job_prefix
+from proctor.api.sent import job_prefix
 from proctor.api.submitting import Draft, draft, list_needs, look, write_assignment
 from proctor.api.targets import Target, resolve_targets
 from proctor.config.spec import LocalLaunch, SlurmLaunch

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from proctor.api.context import RunContext
-from proctor.api.shapes import job_prefix
-from proctor.api.submitting import SCORE, Sent, read_submissions
+from proctor.api.sent import SCORE, Sent, job_prefix, read_submissions
 from proctor.launch.launcher import JobState
 from proctor.launch.slurm.commands import Commands
 from proctor.launch.slurm.queue import read_queue

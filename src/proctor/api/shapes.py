@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from proctor.api.cluster_profiles import settings_by_model
 from proctor.api.context import RunContext
 from proctor.api.images import with_local_image
+from proctor.api.sent import job_name
 from proctor.api.targets import Target
 from proctor.config.clusters.settings import SlurmSettings
-from proctor.config.names import slug
 from proctor.plan import ModelPlan
 from proctor.records import digest
 
@@ -77,17 +75,6 @@ def shapes(
                 plans=(plan,),
             )
     return list(found.values())
-
-
-def job_prefix(context: RunContext) -> str:
-    """What the names of all of this run's jobs begin with, dash included; another run's never do."""
-    where = digest(os.fspath(Path(context.directory.root).resolve()))[:8]
-    return f"proctor-{slug(context.spec.name)[:40]}-{where}-"
-
-
-def job_name(context: RunContext, shape: str) -> str:
-    """Of the jobs of one shape."""
-    return f"{job_prefix(context)}{shape}"
 
 
 def _id(settings: SlurmSettings, gpus: int, only: Sequence[str]) -> str:

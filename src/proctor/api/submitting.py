@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from proctor.api.bundling import write_bundle
 from proctor.api.cluster_profiles import settings_by_model
@@ -21,7 +21,8 @@ from proctor.api.foreseeing import keep_forecast
 from proctor.api.planning import make_plan
 from proctor.api.progress import Progress, Silent
 from proctor.api.recording import Recorded, record
-from proctor.api.shapes import Shape, job_name, job_prefix, shapes
+from proctor.api.sent import SCORE, Sent, job_name, job_prefix
+from proctor.api.shapes import Shape, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import LaunchError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
@@ -40,22 +41,6 @@ from proctor.report.submission import ArrayPlan
 from proctor.store import Store
 from proctor.worker.assignment import LINGER_S, Assignment, SlurmTerms
 from proctor.worker.run_directory import RunDirectory
-
-SCORE: Final = "score"
-"""The shape of the job that marks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """One array, or the scoring job, in the queue: a line of the run's `submissions.jsonl`."""
-
-    job: str
-    shape: str
-    name: str
-    elements: int
-    first: int
-    """Number of its first worker among those of the shape."""
-    time: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -485,19 +470,3 @@ def _note(directory: RunDirectory, shape: Shape, job: str, elements: int, first:
         file.flush()
         os.fsync(file.fileno())
     return sent
-
-
-def read_submissions(directory: RunDirectory) -> list[Sent]:
-    """Everything that was ever sent for this run, oldest first."""
-    try:
-        lines = directory.submissions.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found: list[Sent] = []
-    for line in lines:
-        try:
-            raw: dict[str, Any] = json.loads(line)
-            found.append(Sent(**raw))
-        except (ValueError, TypeError):
-            continue  # half a line of a killed command: the queue still knows the job by its name
-    return found

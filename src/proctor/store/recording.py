@@ -154,7 +154,8 @@ def read_outline(path: Path) -> Outline:
     with store_errors("read a recording", path):
         table = read_table(path, _HINT, names)
     head = _meta(path, table.schema)
-    table = table.filter(table.column("key").is_valid())
+    # Rows beyond the requests hold more of the documents; arrow's own filter takes a tenth of a second to import.
+    table = table.slice(0, table.num_rows - table.column("key").null_count)
     documents, characters, caps = (table.column(n).to_numpy().astype(np.int64) for n in names[1:])
     return Outline(
         task=head["task"],
