@@ -46,7 +46,7 @@ class Case:
 
 PLAIN = (
     *("pt_zero", "pt_generate", "pt_prefixed", "pt_prefixed_choice", "pt_rolling", "pt_mutual", "pt_inputs"),
-    *("pt_targets", "pt_processed", "pt_python"),
+    *("pt_targets", "pt_processed", "pt_partial", "pt_python"),
 )
 CHAT = {"apply_chat_template": True, "system_instruction": "Be brief."}
 CASES: dict[str, Case] = {

@@ -10,9 +10,11 @@ the rules for shots and generation arguments, limits, chat) is written a second 
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -153,7 +155,7 @@ def own_map_cache(directory: Path) -> None:
 
 def config_digest(task: Task) -> str:
     """What the task's configuration says, functions by their source; not where its file lies."""
-    config = dict(task.dump_config())
+    config = dict(task.config.to_dict(keep_callable=True))
     if isinstance(config.get("metadata"), dict):
         config["metadata"] = {k: v for k, v in config["metadata"].items() if k != "config_source"}
     return digest(_plain(config))
@@ -166,6 +168,8 @@ def expressed(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if callable(value):
+        return _source(value)
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -175,6 +179,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return repr(value)
     return str(expressed(value))
+
+
+def _source(value: Callable[..., Any]) -> Any:
+    """A callable by what it would do, never by where it lies in memory: a partial application by its function."""
+    if isinstance(value, functools.partial):
+        return ["partial", _source(value.func), _plain(value.args), _plain(value.keywords)]
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return _ADDRESS.sub("", str(value))
 
 
 class _SeedsTorch(importlib.abc.MetaPathFinder):

@@ -1,6 +1,7 @@
 """Python parts of the tasks of the parity suite."""
 
 import random
+from functools import partial
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -30,6 +31,24 @@ def filled(doc):
 
 def ending(doc):
     return "so it is"
+
+
+def asked(doc, mark):
+    return doc["question"] + mark
+
+
+def answered(doc, mark):
+    return doc["choices"][doc["gold"]] + mark
+
+
+def kept(dataset, remainder):
+    return dataset.filter(lambda doc: doc["gold"] % 2 == remainder)
+
+
+# Functions with some arguments given, as mmlu_pro and others have them.
+only_odd = partial(kept, remainder=1)
+asked_loudly = partial(asked, mark="!")
+asked_quietly, answered_quietly = partial(asked, mark="."), partial(answered, mark=".")
 
 
 def two_metrics(doc, results):
