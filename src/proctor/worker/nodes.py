@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from proctor.errors import LaunchError
-from proctor.infer.servers.steps import StepTerms
+from proctor.infer.servers.stalls import Activity
+from proctor.infer.servers.steps import StepTerms, srun_words
 from proctor.launch.slurm.commands import Commands
-from proctor.launch.slurm.steps import addresses, end_steps, host_names
+from proctor.launch.slurm.steps import addresses, end_steps, host_names, step_use
 from proctor.worker.assignment import SlurmTerms
 
 
@@ -45,4 +46,11 @@ async def step_terms(
         nodes_per_server=terms.nodes_per_server,
         gpus=tuple(d for d in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d),
         end=partial(end_steps, commands, job),
+        look=partial(_look, commands, job),
     )
+
+
+async def _look(commands: Commands, job: str, name: str, hosts: Sequence[str], devices: str | None) -> Activity | None:
+    srun = srun_words(job, f"look-{name}", hosts)
+    found = await step_use(commands, job, name, srun, len(hosts), devices)
+    return None if found is None else Activity(cpu_s=found.cpu_s, gpu_percent=found.gpu_percent)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator
 from functools import partial
+from pathlib import Path
 
 from proctor.config.spec import EndpointServer, OpenAIEngine
 from proctor.infer.server import Server
@@ -16,7 +17,9 @@ from proctor.worker.events import EventLog
 from proctor.worker.handover import Handover
 from proctor.worker.job import Job
 from proctor.worker.nodes import step_terms
+from proctor.worker.run_directory import RunDirectory
 from proctor.worker.staging import staged_weights
+from proctor.worker.staging_steps import staged_on_nodes
 
 
 @contextlib.asynccontextmanager
@@ -39,9 +42,14 @@ async def serving(
         else:
             steps = None if terms is None else await step_terms(terms, os.environ)
             staged = None
-            if terms is not None and terms.staging is not None and serves_here(job, steps):
+            if terms is not None and terms.staging is not None and starts_a_server(job):
                 say = partial(events.phase, "starting")
-                staged = await stack.enter_async_context(staged_weights(terms.staging, job.path, say=say))
+                if steps is None:
+                    copy = staged_weights(terms.staging, job.path, say=say)
+                else:
+                    log = RunDirectory(Path(job.run_directory)).logs / f"{worker}.staging.log"
+                    copy = staged_on_nodes(terms.staging, job.path, steps, log=log, say=say)
+                staged = await stack.enter_async_context(copy)
             server = server_for(job, worker=worker, steps=steps, staged=staged)
             if server is not None:
                 await stack.enter_async_context(server)
@@ -50,8 +58,7 @@ async def serving(
             await handover.keep(job, server, stack)
 
 
-def serves_here(job: Job, steps: StepTerms | None) -> bool:
-    """Whether a server that we start reads the weights on this node, and on no other."""
+def starts_a_server(job: Job) -> bool:
+    """Whether the weights are read by a server that we start."""
     spec = job.engine_spec
-    started = isinstance(spec, OpenAIEngine) and not isinstance(spec.server, EndpointServer)
-    return started and steps is None
+    return isinstance(spec, OpenAIEngine) and not isinstance(spec.server, EndpointServer)

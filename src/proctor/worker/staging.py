@@ -50,7 +50,7 @@ async def staged_weights(
     """
     stop = threading.Event()
     copy: NodeCopy | None = None
-    work = asyncio.ensure_future(asyncio.to_thread(_hold, staging, path, environ, stop))
+    work = asyncio.ensure_future(asyncio.to_thread(hold, staging, path, environ, stop))
     try:
         held = await asyncio.shield(work)
         say(f"the weights are read from {held.path}")
@@ -69,7 +69,7 @@ async def staged_weights(
             await asyncio.to_thread(copy.release)
 
 
-def _hold(staging: Staging, path: str, environ: Mapping[str, str], stop: threading.Event) -> NodeCopy:
+def hold(staging: Staging, path: str, environ: Mapping[str, str], stop: threading.Event) -> NodeCopy:
     root = Path(_expanded(staging.directory, environ)) / f"proctor-weights-{os.getuid()}"
     if not root.is_absolute():
         raise OSError(f"launch.staging.directory {staging.directory!r} is no absolute path")

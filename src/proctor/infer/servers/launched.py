@@ -332,6 +332,8 @@ class LaunchedServer:
         replica.stall.sees(await self._placement.activity(replica.index, group))
         if waited_s < limit_s or replica.stall.waiting_s(self._load().get(backend.url, Load())) < limit_s:
             return None
+        if replica.stall.watched_s < limit_s / 4:
+            return None
         return f"it stalled: requests wait, none was answered for {waited_s:.0f} s, and it computes nothing"
 
     async def _restart(self, replica: _Replica, why: str) -> None:

@@ -36,6 +36,14 @@ class StallWatch:
         self._busy = float("-inf")
         self._answered = 0
         self._cpu: tuple[float, float] | None = None
+        self._first: float | None = None
+        self._latest = 0.0
+        self._last: Activity | None = None
+
+    @property
+    def watched_s(self) -> float:
+        """Between the first and the last sight of nothing being done: a moment in which a server rests is no stall."""
+        return 0.0 if self._first is None else self._latest - self._first
 
     def waiting_s(self, load: Load) -> float:
         """Seconds in which requests waited and none was answered."""
@@ -43,17 +51,23 @@ class StallWatch:
         if load.in_flight:
             self._busy = now
         if load.answered != self._answered or now - self._busy > IDLE_S:
-            self._since, self._cpu = now, None
+            self._since, self._cpu, self._first = now, None, None
         self._answered = load.answered
         return now - self._since
 
     def sees(self, activity: Activity | None) -> None:
-        """Take in a sign of work, or its absence. The first sight of CPU time is only where counting starts."""
+        """Take in a sign of work, or its absence. The first sight of CPU time is only where counting starts.
+
+        The same object again is no new sight: looking at other nodes takes time, and is not done each second.
+        """
         now = self._clock()
+        again, self._last = activity is self._last, activity
+        if not again:
+            self._first, self._latest = now if self._first is None else self._first, now
         if activity is None or (activity.gpu_percent or 0.0) >= BUSY_PERCENT:
             # Whoever cannot be seen is not accused.
-            self._since = now
-        elif activity.gpu_percent is None and activity.cpu_s is not None:
+            self._since, self._first = now, None
+        elif not again and activity.gpu_percent is None and activity.cpu_s is not None:
             before, self._cpu = self._cpu, (now, activity.cpu_s)
             if before is not None and abs(activity.cpu_s - before[1]) > BUSY_CORES * (now - before[0]):
-                self._since = now
+                self._since, self._first = now, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,8 @@ PORTS: Final = range(30_000, 60_000)
 """eval-hive's. Whether one is free on another node only the server's own bind can tell; then it gets the next."""
 NODES_WITHIN_S: Final = 60
 """How long srun waits for the nodes of the job that it is part of; without a limit it would wait for ever."""
+LOOK_S: Final = 5.0
+"""Between two looks at what a step does: each is a step of its own."""
 _WHOLE_WITHIN_S: Final = 10
 """When one node's part has ended, the others get so long to follow, in seconds."""
 _KEPT: Final = re.compile(r"SLURM_(CONF|JOB_?ID|ARRAY_|CLUSTER_NAME|WORKING_CLUSTER|SUBMIT_|RESTART_COUNT|TMPDIR)")
@@ -76,6 +79,9 @@ class StepTerms:
     """On the worker's own node, as CUDA_VISIBLE_DEVICES names them."""
     end: Callable[[str], Awaitable[None]]
     """Ends every step of this name, and returns when none is left. Raises LaunchError."""
+    look: Callable[[str, Sequence[str], str | None], Awaitable[Activity | None]] | None = None
+    """What the step of this name does on these hosts, None if that cannot be seen. The last word is which of a node's
+    GPUs are its own, as for `cut -f` ("": all); None: it has none."""
 
 
 class Steps:
@@ -99,6 +105,8 @@ class Steps:
         self._gpus = gpus // size
         self.replicas: Final = len(terms.hosts) // size * replicas
         self._names = [""] * self.replicas
+        self._hidden = [False] * self.replicas
+        self._looked: dict[int, tuple[float, Activity | None]] = {}
         self._used: set[int] = set()
 
     def hosts(self, replica: int) -> tuple[str, ...]:
@@ -126,6 +134,9 @@ class Steps:
         self, command: Command, replica: int, *, container: Container | None, model: ServedModel, scratch: Path
     ) -> Command:
         self._names[replica] = f"proctor-{replica}-{secrets.token_hex(6)}"
+        # What podman starts is no part of the step.
+        self._hidden[replica] = container is not None and container.type == "podman"
+        self._looked.pop(replica, None)
         options: list[str] = []
         if container is not None and container.type == "pyxis":
             options = [*pyxis_options(container, forwarded(command), model_binds(model, scratch)), *container.args]
@@ -140,26 +151,8 @@ class Steps:
 
     def _srun(self, replica: int) -> list[str]:
         hosts = self.hosts(replica)
-        return [
-            "srun",
-            f"--jobid={self._terms.job}",
-            f"--job-name={self._names[replica]}",
-            f"--nodes={len(hosts)}",
-            f"--ntasks={len(hosts)}",
-            "--ntasks-per-node=1",
-            f"--nodelist={','.join(hosts)}",
-            # All that the job has on these nodes, beside the worker and the other servers there.
-            "--overlap",
-            "--mem=0",
-            "--cpu-bind=none",
-            "--mpi=none",
-            "--export=ALL",
-            f"--immediate={NODES_WITHIN_S}",
-            "--kill-on-bad-exit=1",
-            f"--wait={_WHOLE_WITHIN_S}",
-            "--unbuffered",
-            *(["--label"] if len(hosts) > 1 else []),
-        ]
+        words = srun_words(self._terms.job, self._names[replica], hosts)
+        return [*words, "--kill-on-bad-exit=1", f"--wait={_WHOLE_WITHIN_S}", *(["--label"] if len(hosts) > 1 else [])]
 
     def _share(self, replica: int) -> str:
         """Which of a node's GPUs are this replica's, for `cut -f`; empty: all."""
@@ -184,8 +177,36 @@ class Steps:
         self._names[replica] = ""
 
     async def activity(self, replica: int, group: ProcessGroup) -> Activity | None:
-        """Not seen: the processes are on other nodes. A stalled one is left to the client's time-outs."""
-        return None
+        """What the step's processes do on its nodes, as found at most `LOOK_S` ago."""
+        look, name = self._terms.look, self._names[replica]
+        if look is None or not name or self._hidden[replica]:
+            return None
+        when, found = self._looked.get(replica, (float("-inf"), None))
+        if time.monotonic() - when >= LOOK_S:
+            found = await look(name, self.hosts(replica), self._share(replica) if self._gpus else None)
+            self._looked[replica] = time.monotonic(), found
+        return found
+
+
+def srun_words(job: str, name: str, hosts: Sequence[str]) -> list[str]:
+    """srun for a step of this name, one task on each host; the program's words follow."""
+    return [
+        "srun",
+        f"--jobid={job}",
+        f"--job-name={name}",
+        f"--nodes={len(hosts)}",
+        f"--ntasks={len(hosts)}",
+        "--ntasks-per-node=1",
+        f"--nodelist={','.join(hosts)}",
+        # All that the job has on these nodes, beside the worker and the other steps there.
+        "--overlap",
+        "--mem=0",
+        "--cpu-bind=none",
+        "--mpi=none",
+        "--export=ALL",
+        f"--immediate={NODES_WITHIN_S}",
+        "--unbuffered",
+    ]
 
 
 def step_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,15 +1,17 @@
-"""The nodes of the job that this process is part of, and the end of its steps."""
+"""The nodes of the job that this process is part of, what its steps do, and their end."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from proctor.errors import LaunchError, Unreachable
+from proctor.errors import LaunchError, MissingTool, Unreachable
 from proctor.launch.slurm.commands import Commands
 from proctor.launch.slurm.records import parse_pairs
 
@@ -80,6 +82,69 @@ async def end_steps(commands: Commands, job: str, name: str) -> None:
                 hint=f"see `squeue --steps --jobs {job}`; the end of the job ends them",
             )
         await asyncio.sleep(_PAUSE_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepUse:
+    """What a step's processes use on all of its nodes."""
+
+    cpu_s: float
+    """CPU time so far, of those that live."""
+    gpu_percent: float | None
+    """Highest utilisation of its GPUs; None if nobody tells."""
+
+
+async def step_use(
+    commands: Commands, job: str, name: str, srun: Sequence[str], nodes: int, devices: str | None
+) -> StepUse | None:
+    """Look on each of its nodes at what the step of that name does; None where that cannot be seen.
+
+    `srun` begins a command that has one task on each of the `nodes`. `devices`: which of a node's GPUs are the step's,
+    as `cut -f` takes it ("": all); None: it has none.
+    """
+    try:
+        found = await _steps(commands, job, name)
+        if len(found) != 1:
+            return None
+        # squeue shows steps of an array's element as 4711_3.0, which listpids does not know.
+        step = f"{job}.{found[0].rpartition('.')[2]}"
+        words = (step, devices or "", "" if devices is None else "gpus")
+        said = await commands.query(*srun, "/bin/sh", "-c", _LOOK, "look", *words)
+    except (LaunchError, MissingTool):
+        return None
+    rows = _USE.findall(said)
+    if len(rows) != nodes or any(pids == "0" for pids, *_ in rows):
+        return None
+    used = [float(percent) for *_, percent in rows if percent != "-"]
+    ticks = sum(int(ticks) / int(rate) for _, ticks, rate, _ in rows)
+    return StepUse(cpu_s=ticks, gpu_percent=max(used, default=None))
+
+
+_USE: Final = re.compile(r"use (\d+) (\d+) (\d+) (\d+|-)$", re.MULTILINE)
+_LOOK: Final = """\
+step=$1 devices=$2 gpus=$3
+pids=0 ticks=0 percent=-
+add() {
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+  set -- ${stat##*) }
+  pids=$((pids + 1)) ticks=$((ticks + ${12} + ${13}))
+}
+for pid in $(scontrol listpids "$step" 2>/dev/null | cut -d" " -f1); do
+  case $pid in *[!0-9]*) ;; *) add "$pid" ;; esac
+done
+if [ -n "$gpus" ] && command -v nvidia-smi >/dev/null; then
+  own=$CUDA_VISIBLE_DEVICES
+  [ -n "$devices" ] && own=$(printf %s "$own" | cut -d, -f"$devices")
+  for used in $(timeout 20 nvidia-smi ${own:+-i "$own"} --query-gpu=utilization.gpu --format=csv,noheader,nounits); do
+    case $used in
+      *[!0-9]*) ;;
+      *) [ "$percent" = - ] && percent=0; [ "$used" -gt "$percent" ] && percent=$used ;;
+    esac
+  done
+fi
+echo "use $pids $ticks $(getconf CLK_TCK) $percent"
+"""
+"""Run on each node: the shell, since a node has no other interpreter for certain."""
 
 
 async def _steps(commands: Commands, job: str, name: str) -> list[str]:

@@ -117,3 +117,20 @@ async def test_a_stalled_server_is_restarted_within_its_budget(tmp_path: Path) -
                 await server.ensure()
                 await asyncio.sleep(0.1)
         assert caught.value.state == "died"
+
+
+def test_one_look_is_no_proof_and_the_same_look_again_is_none(watch: StallWatch, clock: Clock) -> None:
+    """Looks at other nodes are seldom: what was found is handed over again until the next one."""
+    clock.now = 100
+    watch.waiting_s(WAITING)
+    found = Activity(cpu_s=5.0)
+    for _ in range(5):
+        clock.now += 1
+        watch.sees(found)
+    assert watch.watched_s == 0
+    watch.sees(Activity(cpu_s=5.05))
+    assert watch.watched_s == 4
+    clock.now += 5
+    watch.sees(Activity(cpu_s=9.0))
+    assert watch.watched_s == 0
+    assert watch.waiting_s(WAITING) == 0
