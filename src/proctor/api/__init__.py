@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from proctor.api.claiming import HeldClaim, claims, void_claims
     from proctor.api.cluster_check import CheckedCluster, check_cluster
     from proctor.api.cluster_profiles import KnownClusters, ResolvedCluster, clusters, detect_cluster, resolve_cluster
     from proctor.api.counting import status
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from proctor.plan import Plan
 
 _HOMES: Final = {
+    "proctor.api.claiming": ("HeldClaim", "claims", "void_claims"),
     "proctor.api.cluster_check": ("CheckedCluster", "check_cluster"),
     "proctor.api.cluster_profiles": (
         "KnownClusters",
@@ -74,6 +76,7 @@ __all__ = [
     "CheckedCluster",
     "Diagnosis",
     "FailedSample",
+    "HeldClaim",
     "KnownClusters",
     "LogFile",
     "Outcome",
@@ -88,6 +91,7 @@ __all__ = [
     "Target",
     "cancel",
     "check_cluster",
+    "claims",
     "clusters",
     "detect_cluster",
     "doctor",
@@ -113,6 +117,7 @@ __all__ = [
     "submission_to_json",
     "submit",
     "validate",
+    "void_claims",
 ]
 
 

@@ -22,6 +22,7 @@ VERBS: Final = {
     "status": "Show how far a run is.",
     "logs": "Show what jobs, workers and servers wrote, and which samples failed.",
     "cancel": "End the jobs of a run on the cluster.",
+    "claims": "Show which attempts hold requests; give back those of a dead one.",
     "score": "Mark the answers that are there. Needs no model.",
     "doctor": "See whether a run will work here, and prove it by one small job.",
     "clusters": "List, show, detect and check cluster profiles.",

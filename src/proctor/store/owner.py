@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +37,8 @@ class Owner:
     job: str = ""
     array_task: str = ""
     restart: int = 0
+    user: str = ""
+    """Whose process it is; empty in what earlier versions wrote. A scheduler may hide the jobs of others."""
 
     @classmethod
     def here(cls, *, run: str = "", cluster: str = "", job: str = "", array_task: str = "", restart: int = 0) -> Self:
@@ -52,6 +55,7 @@ class Owner:
             job=job,
             array_task=array_task,
             restart=restart,
+            user=user_name(),
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -64,9 +68,25 @@ class Owner:
         known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         return cls(**known)
 
+    @property
+    def attempt(self) -> str:
+        """A short name that no other attempt of this cluster or host has: 4711_3.1 (restart 1), or host:pid."""
+        if not self.job:
+            return f"{self.host}:{self.pid}"
+        task = f"_{self.array_task}" if self.array_task else ""
+        return f"{self.job}{task}.{self.restart}"
+
     def __str__(self) -> str:
         job = f" job {self.job}" if self.job else ""
         return f"process {self.pid} on {self.host}{job}" + (f" (run {self.run})" if self.run else "")
+
+
+def user_name() -> str:
+    """Of this process, by its effective id: the environment may say anything."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 Alive = Callable[[Owner], bool | None]

@@ -200,7 +200,11 @@ class Store:
 
     def ledger(self, weights: str, *, owner: Owner, segment: str = "") -> Ledger:
         """The claims on these weights; `segment` is the name of the writer that will store the answers."""
-        return Ledger(self._weights(weights) / "claims", owner, segment=segment, alive=self._alive)
+        return Ledger(self.claims_directory(weights), owner, segment=segment, alive=self._alive)
+
+    def claims_directory(self, weights: str) -> Path:
+        """Where the ledger of these weights is."""
+        return self._weights(weights) / "claims"
 
     # --- scores ---
 

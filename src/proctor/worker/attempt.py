@@ -103,8 +103,11 @@ class Scheduler(Protocol):
         """Its name: the same job id means another job elsewhere."""
         ...
 
-    def is_live(self, job: str, array_task: str, restart: int) -> bool | None:
-        """Whether that very attempt still runs by the scheduler's word; None: it does not answer. Blocks."""
+    def is_live(self, job: str, array_task: str, restart: int, user: str = "") -> bool | None:
+        """Whether that very attempt still runs by the scheduler's word; None: it does not answer. Blocks.
+
+        `user`: whose it is, where that is known; of another's job not every scheduler tells.
+        """
         ...
 
     async def ends_at(self, job: str, array_task: str) -> float | None:
@@ -183,7 +186,7 @@ def alive_with(scheduler: Scheduler | None) -> Callable[[Owner], bool | None]:
         here = alive_here(owner)
         if here is False or scheduler is None or not owner.job or owner.cluster != scheduler.cluster:
             return here
-        word = scheduler.is_live(owner.job, owner.array_task, owner.restart)
+        word = scheduler.is_live(owner.job, owner.array_task, owner.restart, owner.user)
         return here if word is None else word
 
     return alive

@@ -33,7 +33,7 @@ class Controller:
     calls: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
     cluster: str = "c"
 
-    def is_live(self, job: str, array_task: str, restart: int) -> bool | None:
+    def is_live(self, job: str, array_task: str, restart: int, user: str = "") -> bool | None:
         return None
 
     async def ends_at(self, job: str, array_task: str) -> float | None:

@@ -55,7 +55,8 @@ class Attempts:
 
         `job` is the array's id or the task's own; `array_task` is empty for a job that is no array. `mine`
         says whether it is this user's, where that is known: a job that is not among this user's is asked for by
-        its id otherwise. Where others' jobs are hidden and sacct knows nothing either, nothing can be said.
+        its id otherwise. Where others' jobs are hidden and sacct knows nothing either, nothing can be said; one's own
+        are never hidden, and gone when the queue does not have them.
         """
         attempt = (job, array_task, restart)
         with self._lock:

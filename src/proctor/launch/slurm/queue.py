@@ -27,7 +27,7 @@ def read_queue(commands: Commands) -> list[QueueRecord]:
 
     Raises Unreachable or LaunchError if the queue cannot be read: that is never an empty queue.
     """
-    return parse_queue(commands.ask("squeue", "-h", "-r", "-t", "all", "--me", "-O", QUEUE_FORMAT))
+    return parse_queue(commands.ask("squeue", "-a", "-h", "-r", "-t", "all", "--me", "-O", QUEUE_FORMAT))
 
 
 def read_one(commands: Commands, job: str) -> list[QueueRecord] | None:
@@ -36,7 +36,7 @@ def read_one(commands: Commands, job: str) -> list[QueueRecord] | None:
     Raises Unreachable, LaunchError.
     """
     try:
-        text = commands.ask("squeue", "-h", "-r", "-t", "all", "-j", job, "-O", QUEUE_FORMAT)
+        text = commands.ask("squeue", "-a", "-h", "-r", "-t", "all", "-j", job, "-O", QUEUE_FORMAT)
     except Unreachable:
         raise
     except LaunchError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Self
@@ -28,14 +30,26 @@ def task_id(job: str, array_task: str) -> str:
     return f"{job}_{array_task}" if array_task else job
 
 
+def _user_name() -> str:
+    """As `store.owner.user_name`, which is in a package beside this one."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
 class SlurmScheduler:
     """Where this process's jobs live. `job` is the id that sbatch printed, the array's for an array task."""
 
-    def __init__(self, commands: Commands, limits: ClusterLimits, *, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, commands: Commands, limits: ClusterLimits, *, environ: Mapping[str, str] | None = None, user: str = ""
+    ) -> None:
+        """`user`: whose jobs are ours; empty: of this process."""
         self.commands: Final = commands
         self.limits: Final = limits
         self.attempts: Final = Attempts(commands, hides_jobs=limits.hides_jobs)
         self._environ = dict(environ or {})
+        self._user = user or _user_name()
 
     @classmethod
     async def open(cls, commands: Commands | None = None, *, environ: Mapping[str, str] | None = None) -> Self:
@@ -58,9 +72,10 @@ class SlurmScheduler:
         """ClusterName: the same job id means another job on another cluster."""
         return self.limits.cluster
 
-    def is_live(self, job: str, array_task: str, restart: int) -> bool | None:
-        """As `Attempts.is_live`."""
-        return self.attempts.is_live(job, array_task, restart)
+    def is_live(self, job: str, array_task: str, restart: int, user: str = "") -> bool | None:
+        """As `Attempts.is_live`; `user`: whose job it is, if that is known."""
+        mine = user == self._user if user else None
+        return self.attempts.is_live(job, array_task, restart, mine=mine)
 
     async def ends_at(self, job: str, array_task: str) -> float | None:
         """Unix time at which the job will be ended; None without a limit. Preemption with notice brings it forward.

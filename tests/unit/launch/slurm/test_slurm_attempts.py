@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from proctor.launch.slurm.attempts import Attempts
+from proctor.launch.slurm.cluster import ClusterLimits
 from proctor.launch.slurm.commands import Commands
+from proctor.launch.slurm.scheduler import SlurmScheduler
 
 from .conftest import Script, queue_line
 
@@ -175,3 +177,23 @@ def test_where_others_jobs_are_hidden_absence_means_nothing_unless_sacct_knows_i
     script.say("sacct", line.format("NODE_FAIL"))
     assert attempts.is_live("3", "", 0) is None, "sacct lags behind, or the queue does"
     assert attempts.is_live("3", "", 0) is False
+
+
+def test_ones_own_jobs_are_known_to_be_gone_where_others_are_hidden(script: Script, commands: Commands) -> None:
+    """Without accounting too: whose a job is stands in its claim."""
+    script.say("squeue", queue_line("7", "RUNNING"))
+    limits = ClusterLimits(
+        cluster="c",
+        version="",
+        max_array=1,
+        max_jobs=0,
+        keeps_s=0,
+        hides_jobs=True,
+        requeues=True,
+        enforces_partitions=False,
+    )
+    scheduler = SlurmScheduler(commands, limits, user="ada")
+    assert scheduler.is_live("7", "", 0, "ada") is True
+    assert scheduler.is_live("3", "", 0, "ada") is False
+    assert scheduler.is_live("3", "", 0, "bob") is None
+    assert scheduler.is_live("3", "", 0) is None
