@@ -111,8 +111,10 @@ class Rates:
 
     cost: CostModel
     startup_s: float
+    startup_source: str
+    """prior, or measured on so many starts."""
     source: str
-    """prior, or measured on so many workers."""
+    """Of `cost`: prior, or measured on so many workers."""
 
 
 def model_class(target: Target) -> ModelClass:
@@ -139,6 +141,7 @@ def _rates(kind: ModelClass, known: list[Measured]) -> Rates:
     return Rates(
         cost=cost,
         startup_s=median(startups) if startups else STARTUP_S.get(kind.engine, OTHER_STARTUP_S),
+        startup_source=f"measured on {len(startups)} start(s)" if startups else "prior",
         source="prior" if cost == prior else f"measured on {len(busy)} worker(s)",
     )
 

@@ -203,6 +203,7 @@ class _Maker:
             completion_tokens=sum(t.completion_tokens for t in totals.tasks),
             longest_s=totals.longest_s,
             startup_s=self._rates.startup_s,
+            startup=self._rates.startup_source,
             gpus=target.gpus,
             gpus_reason=target.gpus_reason,
             workers=workers,

@@ -24,6 +24,7 @@ from proctor.api.recording import Recorded, record
 from proctor.api.sent import SCORE, Sent, job_name, job_prefix
 from proctor.api.shapes import Shape, shapes
 from proctor.api.targets import Target, resolve_targets
+from proctor.config.slurm_values import clock
 from proctor.errors import LaunchError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
 from proctor.launch.slurm.commands import Commands
@@ -120,6 +121,7 @@ async def submit(
     if plan.strategy != "balanced" and largest_s > fits_s:
         words = f"shards of {largest_s:.0f} s do not fit the time limit, which leaves {fits_s:.0f} s; they were cut"
         warnings = (*warnings, f"plan.strategy {plan.strategy}: {words}")
+    warnings = (*warnings, *dict.fromkeys(d.warning for d in drafts if d.warning is not None))
     result = replace(
         nothing,
         plan=plan,
@@ -196,6 +198,8 @@ class Draft:
     environment: Mapping[str, str]
     shard_s: float
     """What a shard may be predicted to take so that it fits an attempt."""
+    warning: str | None = None
+    """What may go wrong, going by guesses."""
 
     def script(self, context: RunContext, *flags: str, assignment: str = "", name: str = "") -> str:
         """The job's script, with further flags for the worker."""
@@ -235,16 +239,18 @@ def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]
     named = choose_partition(settings.partition, site.partitions)
     limit = _time_limit(shape, named, workers, startup_s=startup_s, longest_s=longest_s)
     seconds = limit.seconds if limit is not None else settings.time_limit_s
+    need = _needed(shape, startup_s=startup_s, longest_s=longest_s)
     demand = Demand(
         partition=settings.partition,
         time_limit_s=seconds,
-        least_s=startup_s + longest_s,
+        least_s=need.certain_s,
+        least_of=need.words,
         nodes=settings.nodes,
         gpus_per_node=0 if settings.gpu_flag_style == "none" else shape.gpus,
         gpu_type=settings.gpu_type,
         cpus_per_node=settings.cpus or 1,
     )
-    check_demand(demand, site.partitions)
+    fits = check_demand(demand, site.partitions)
     # What is being ended goes on as a requeue at best; then one worker too many finds nothing to do.
     live = sum(r.name == shape.name and not r.stands.final and not r.completing for r in site.queue)
     script = _script(context, shape, limit, flags)
@@ -275,7 +281,41 @@ def _draft(context: RunContext, shape: Shape, site: Site, flags: tuple[str, ...]
         flags=flags,
         environment=_environment(shape, script),
         shard_s=limit.max_shard_s if limit is not None else max(room, longest_s, MIN_SHARD_S),
+        warning=need.warning(seconds or fits.default_time_s or fits.max_time_s),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Needed:
+    """What a job of a shape needs to do anything at all."""
+
+    certain_s: float
+    """Below it nothing can come of a job."""
+    expected_s: float
+    words: str
+
+    def warning(self, limit_s: float | None) -> str | None:
+        """What to say of a limit that will not do if guesses are right."""
+        if limit_s is None or limit_s >= self.expected_s:
+            return None
+        return f"time limit {clock(limit_s)} may be too short for anything: {self.words} take {clock(self.expected_s)}"
+
+
+def _needed(shape: Shape, *, startup_s: float, longest_s: float) -> _Needed:
+    """Start-up, one request, and the end in order; what is only guessed of it is not certain."""
+    lead_s = shape.settings.signal_lead_s
+    known = [(p.startup, p.rates) for p in shape.plans]
+    guesses = any("prior" in sources for sources in known)
+    startup = next((s for s, _ in known if s == "prior"), known[0][0])
+    rates = next((r for _, r in known if r == "prior"), known[0][1])
+    words = (
+        f"start-up ({startup_s:.0f} s: {startup}), the longest request ({longest_s:.0f} s: {rates}) and "
+        f"launch.signal_lead_s ({lead_s} s: an attempt stops so long before its end)"
+    )
+    expected_s = startup_s + longest_s + lead_s
+    # Requests that are being asked may end while the time of the end in order runs.
+    least_s = lead_s + 1.0 if guesses else startup_s + max(longest_s, lead_s)
+    return _Needed(certain_s=least_s, expected_s=expected_s, words=words)
 
 
 _MODELS_AT_ONCE: Final = 8
@@ -298,6 +338,7 @@ def _time_limit(
         longest_s=longest_s,
         most_s=min(most) if most else None,
         drain_s=float(settings.signal_lead_s),
+        measured=all("prior" not in (p.startup, p.rates) for p in shape.plans),
     )
 
 

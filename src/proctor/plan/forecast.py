@@ -120,12 +120,14 @@ def time_limit(
     most_s: float | None = None,
     safety: float = SAFETY,
     drain_s: float = 120.0,
+    measured: bool = True,
 ) -> TimeLimit:
     """A limit from the forecast: start-up + safety · max(work / workers, longest request) + drain, rounded up.
 
     Where this is above `most_s`, the limit is `most_s` and the share takes several attempts, each with its own
     start-up; shards must then be cut to `max_shard_s`. Raises ConfigError, with the numbers, where not even the
-    longest request fits into `most_s`: nothing is capped silently.
+    longest request fits into `most_s`: nothing is capped silently. Not where the seconds are guesses (`measured`
+    False): then it is for the caller to warn.
     """
     wanted = startup_s * safety + safety * max(longest_s, work_s / max(1, workers)) + drain_s
     seconds = max(LEAST_LIMIT_S, ceil(wanted / ROUND_S) * ROUND_S)
@@ -134,13 +136,13 @@ def time_limit(
         # Whole minutes: Slurm rounds up, and a minute too much is refused.
         seconds = int(most_s // 60 * 60)
         room = seconds - startup_s * safety - drain_s
-        if room < max(1.0, longest_s * safety):
+        if measured and room < max(1.0, longest_s * safety):
             raise ConfigError(
                 f"a time limit of {most_s:.0f} s does not fit the work: starting takes {startup_s:.0f} s, the longest "
                 f"request {longest_s:.0f} s, draining {drain_s:.0f} s, with a safety factor of {safety:g}",
                 hint="choose a partition with a longer limit, more GPUs a server, or a smaller max_gen_toks",
             )
-        attempts = ceil(safety * work_s / max(1, workers) / room)
+        attempts = ceil(safety * work_s / max(1, workers) / max(room, 1.0))
     room = seconds - startup_s * safety - drain_s
     return TimeLimit(seconds=seconds, attempts=max(1, attempts), max_shard_s=max(1.0, room / safety))
 

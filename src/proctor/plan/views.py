@@ -48,6 +48,8 @@ class ModelPlan:
     """Of one request."""
     startup_s: float = 0.0
     """Expected from the start of a worker to its first request."""
+    startup: str = "prior"
+    """Where that comes from: prior, or measured on so many starts."""
     gpus: int = 0
     """For each worker."""
     gpus_reason: str = ""
@@ -55,7 +57,7 @@ class ModelPlan:
     workers: int = 1
     """For which the shards are cut."""
     rates: str = "prior"
-    """Where the cost model's rates come from: prior, or measured on this model, or on others."""
+    """Where the cost model's rates come from: prior, or measured on so many workers."""
     shared: int = 0
     """Requests that several of its tasks have in common: asked once."""
     damaged: int = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,11 +12,13 @@ import pytest
 
 from proctor import api
 from proctor.api import submitting
+from proctor.api.context import RunContext
 from proctor.api.progress import Progress
 from proctor.api.submitting import Site, SubmitOutcome
 from proctor.errors import ProctorError
 from proctor.launch.slurm.cluster import Node, Partition
 from proctor.launch.slurm.scheduler import SlurmScheduler
+from proctor.worker.events import Event
 
 from .conftest import Room
 
@@ -69,8 +73,56 @@ def test_a_task_that_fits_stays_whole(room: Room, strategy: str) -> None:
     assert found.warnings == ()
 
 
-def test_a_request_that_does_not_fit_is_refused(room: Room) -> None:
+def limited(room: Room, minutes: int | str, **launch: Any) -> Path:
+    """A task of one request of 700 s, by the rates that are assumed of an unknown model, under a limit."""
     task = room.task("t", ["a"], generation={"max_gen_toks": 1_000_000})
-    launch = {"type": "slurm", "cluster": "generic", "workers": 1, "time_limit": 10}
-    with pytest.raises(ProctorError, match="too short"):
-        dry(room.run([{"native": task}], plan={"strategy": "naive"}, launch=launch))
+    terms = {"type": "slurm", "cluster": "generic", "workers": 1, "time_limit": minutes} | launch
+    return room.run([{"native": task}], plan={"strategy": "naive"}, launch=terms)
+
+
+def seen_before(config: Path, startup_s: float) -> None:
+    """A worker has asked for a second, after so long a start, and generated 500 tokens."""
+    context = RunContext.open(config)
+    context.write_configuration()
+    said = [("starting", 0.0, 0), ("asking", startup_s, 0), ("done", startup_s + 1, 1)]
+    events = [Event(worker="w", model="m", phase=p, time=t, requests=n, completion_tokens=480 * n) for p, t, n in said]
+    context.directory.events.mkdir(parents=True, exist_ok=True)
+    (context.directory.events / "w.jsonl").write_text("".join(json.dumps(asdict(e)) + "\n" for e in events))
+
+
+def test_a_limit_that_is_too_short_by_guesses_alone_is_a_warning(room: Room) -> None:
+    found = dry(limited(room, 10))
+    (warning,) = found.warnings
+    assert "time limit 00:10:00 may be too short" in warning
+    assert "start-up (1 s: prior), the longest request (700 s: prior)" in warning
+    assert [a.missing for a in found.arrays] == [1]
+    assert dry(limited(room, 30)).warnings == ()
+
+
+def test_a_limit_that_is_too_short_by_measurement_is_refused(room: Room) -> None:
+    config = limited(room, 10)
+    seen_before(config, 40.0)
+    with pytest.raises(ProctorError, match=r"too short.*start-up \(40 s: measured on 1 start\(s\)\).*measured on 1 w"):
+        dry(config)
+
+
+def test_a_limit_below_the_time_that_an_attempt_takes_to_end_is_refused(room: Room) -> None:
+    with pytest.raises(ProctorError, match=r"00:02:00 is too short.*signal_lead_s"):
+        dry(limited(room, 2))
+    assert "may be too short" in dry(limited(room, 2, signal_lead_s=30)).warnings[0]
+
+
+def test_a_partition_that_allows_less_than_guessed_is_used_with_a_warning(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look(progress: Progress) -> Site:
+        return Site(scheduler=cast("SlurmScheduler", None), queue=(), partitions=(replace(MAIN, max_time_s=600),))
+
+    monkeypatch.setattr(submitting, "look", look)
+    config = limited(room, "auto")
+    found = dry(config)
+    assert [a.time_limit_s for a in found.arrays] == [600]
+    assert "may be too short" in found.warnings[-1]
+    seen_before(config, 40.0)
+    with pytest.raises(ProctorError, match="does not fit the work"):
+        dry(config)

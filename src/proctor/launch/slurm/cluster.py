@@ -89,7 +89,9 @@ class Demand:
     time_limit_s: float | None = None
     """None: the partition's default."""
     least_s: float = 0.0
-    """What the work needs at least: start-up and its smallest piece."""
+    """What a job needs at least to do anything."""
+    least_of: str = "start-up and one piece of work"
+    """What takes so long, in words."""
     nodes: int = 1
     gpus_per_node: int = 0
     gpu_type: str | None = None
@@ -225,7 +227,7 @@ def _time_fault(demand: Demand, partition: Partition) -> LaunchError | None:
     limit = limit if limit is not None else most
     if limit is not None and limit < demand.least_s:
         return LaunchError(
-            f"time limit {clock(limit)} is too short: start-up and one piece of work take {clock(demand.least_s)}",
+            f"time limit {clock(limit)} is too short: {demand.least_of} take {clock(demand.least_s)}",
             hint=f"ask for {clock(demand.least_s)} or more"
             + (f"; partition {partition.name!r} allows {clock(most)}" if most is not None else ""),
         )
