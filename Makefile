@@ -46,6 +46,7 @@ bench: .venv/.dev $(PEERS)/.installed $(HARNESS)/.models
 	$(BIN)/python -m bench.status --json bench/results/status.json
 	$(BIN)/python -m bench.planning --json bench/results/planning.json
 	$(BIN)/python -m bench.makespan --json bench/results/makespan.json
+	$(BIN)/python -m bench.elastic --json bench/results/elastic.json
 	$(PEERS)/bin/python -m bench.load --json bench/results/load.json
 	$(BIN)/python -m bench.http_clients --json bench/results/http.json
 	$(BIN)/python -m bench.client --json bench/results/client.json --text bench/results/client.txt

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import os
 import random
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -34,6 +36,11 @@ _METRICS: Final = {
 def prompt_digest(prompt: str | Sequence[int]) -> str:
     """How the journal and /__stats name a prompt, given as the client sends it: text or ids."""
     return hashlib.blake2b(orjson.dumps(prompt), digest_size=12).hexdigest()
+
+
+def drawn(digest: str, sigma: float) -> float:
+    """A log-normal factor of median 1 that belongs to the prompt with this digest."""
+    return math.exp(sigma * NormalDist().inv_cdf((int(digest[:12], 16) + 0.5) / 16**12))
 
 
 @dataclass(slots=True)
@@ -208,7 +215,7 @@ class FakeServer:
         async with self._slots or contextlib.nullcontext():
             self._running += 1
             try:
-                delay = self._delay(answer.generated)
+                delay = self._delay(answer.generated, body)
                 if delay > 0:
                     await asyncio.sleep(delay)
             finally:
@@ -232,7 +239,7 @@ class FakeServer:
         return self._answerer.completion(body, [chat_prompt(body)], chat=True)
 
     def _note(self, body: dict[str, Any], path: str, fate: str) -> None:
-        prompt = body.get("prompt", body.get("messages"))
+        prompt = _asked(body)
         items = cast("list[Any]", prompt) if isinstance(prompt, list) else []
         lines = ""
         for one in items if items and isinstance(items[0], (list, str)) else [cast("Any", prompt)]:
@@ -272,12 +279,20 @@ class FakeServer:
             request.transport.abort()
         return web.Response(status=500)
 
-    def _delay(self, generated: int) -> float:
+    def _delay(self, generated: int, body: dict[str, Any]) -> float:
         latency = self.options.latency
         delay = latency.fixed_s + latency.per_token_s * generated
         if latency.lognormal_s > 0:
-            delay += latency.lognormal_s * self._random.lognormvariate(0.0, latency.sigma)
+            if latency.by_prompt:
+                factor = drawn(prompt_digest(cast("str | list[int]", _asked(body))), latency.sigma)
+            else:
+                factor = self._random.lognormvariate(0.0, latency.sigma)
+            delay += latency.lognormal_s * factor
         return delay * self.slowness
+
+
+def _asked(body: dict[str, Any]) -> object:
+    return body.get("prompt", body.get("messages"))
 
 
 def _appending(path: str) -> int:

@@ -20,6 +20,8 @@ class Latency:
     """Median of a log-normal part; 0: none."""
     sigma: float = 0.5
     """Its standard deviation, in the logarithm."""
+    by_prompt: bool = False
+    """Draw it by the prompt: the same takes as long wherever and whenever it is asked."""
     per_token_s: float = 0.0
     """For each generated token."""
     slots: int = 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
+import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 from proctor.infer.client import Client, Reply
 from proctor.testing import FakeServer, Latency, ServerOptions, prompt_digest
+from proctor.testing.openai_server import drawn
 from proctor.testing.server import parse
 
 
@@ -55,6 +59,23 @@ async def test_defaults_of_the_server_act_only_on_fields_that_are_not_sent() -> 
         async with Client(lambda: [opinionated.backend]) as client:
             assert (await post(client, body))["choices"] != expected
             assert (await post(client, body | {"repetition_penalty": 1.0}))["choices"] == expected
+
+
+def test_latencies_by_prompt_are_log_normal() -> None:
+    logs = sorted(math.log(drawn(prompt_digest(f"prompt {i}"), 0.7)) for i in range(4000))
+    assert statistics.mean(logs) == pytest.approx(0, abs=0.05)
+    assert statistics.stdev(logs) == pytest.approx(0.7, rel=0.05)
+
+
+async def test_a_prompt_takes_as_long_wherever_and_whenever_it_is_asked() -> None:
+    slow = next(p for p in map(str, range(10_000)) if drawn(prompt_digest(p), 1.0) > 20)
+    options = ServerOptions(latency=Latency(lognormal_s=0.01, sigma=1.0, by_prompt=True))
+    for _ in range(2):
+        async with FakeServer(options) as server, Client(lambda s=server: [s.backend]) as client:
+            for _ in range(2):
+                began = time.monotonic()
+                await post(client, {"prompt": slow, "max_tokens": 1})
+                assert time.monotonic() - began > 0.2
 
 
 async def test_the_routes_beside_completions() -> None:
