@@ -143,7 +143,8 @@ def _plan_notes(plan: Plan) -> tuple[str, ...]:
     forecast = plan.forecast
     wall, server = duration(forecast.wall_s), duration(forecast.server_seconds)
     notes = [
-        f"{count(forecast.requests)} requests owed in {count(forecast.shards)} shards ({plan.strategy}); "
+        f"{count(forecast.requests)} requests owed in {'' if forecast.counted else 'about '}{count(forecast.shards)} "
+        f"shards ({plan.strategy}); "
         f"about {wall} on {forecast.workers} worker(s), {server} of server time"
     ]
     if forecast.requests:
