@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from proctor import api
+from proctor.api.bundling import write_bundle
 from proctor.api.context import RunContext
 from proctor.api.images import run_settings, with_local_image
+from proctor.api.targets import resolve_targets
 from proctor.catalog import hub
 from proctor.errors import ModelError, ProctorError
 from proctor.worker.bundle import BLOCK, Bundle
@@ -99,6 +101,20 @@ def test_full_checksums_find_any_damage_and_stay_asked_for(room: Room) -> None:
         damage()
     api.prepare(config, full_checksums=False)
     assert not bundle_of(config).full
+
+
+def test_data_that_marking_needs_is_listed_and_no_workers_business(room: Room) -> None:
+    config = room.run([{"native": room.task("t", ["a"])}])
+    api.prepare(config)
+    assert listed(config, "data") == set()
+    context = RunContext.open(config)
+    store = context.store(create=False)
+    (fingerprint,) = (path.stem for path in (store.path / "requests").glob("*.parquet"))
+    store.label_recording(fingerprint, ["dataset"])
+    write_bundle(context, store, resolve_targets(context, store), [fingerprint])
+    assert listed(config, "data") == {str(room.root / "t.yaml"), str(room.root / "t.jsonl")}
+    (room.root / "t.jsonl").unlink()
+    bundle_of(config).check("m")
 
 
 def test_lists_of_earlier_versions_are_read(tmp_path: Path) -> None:

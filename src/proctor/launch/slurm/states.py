@@ -10,6 +10,7 @@ from proctor.launch.launcher import JobState
 STATES: Final = {
     "PENDING": JobState.PENDING,
     "REQUEUED": JobState.PENDING,
+    "REQUEUED_CRON": JobState.PENDING,
     "REQUEUE_FED": JobState.PENDING,
     "REQUEUE_HOLD": JobState.PENDING,
     "RESV_DEL_HOLD": JobState.PENDING,
@@ -38,7 +39,7 @@ STATES: Final = {
     "RECONFIG_FAIL": JobState.FAILED,
     "TIMEOUT": JobState.FAILED,
 }
-"""Long names of squeue and sacct, versions 22.05 to 25.05. A requeued job is PENDING even where it is held."""
+"""Long names of squeue and sacct, versions 20.11 to 26.05. A requeued job is PENDING even where it is held."""
 
 
 def job_state(word: str) -> JobState:
