@@ -15,7 +15,7 @@ VERBS: Final = {
     "validate": "Check a run.yaml without running anything.",
     "tasks": "List and search tasks.",
     "models": "List the models and checkpoints of a run; fetch the embedded one.",
-    "prepare": "Record the tasks' requests and prove that they can be marked offline.",
+    "prepare": "Bring what a run needs; record its tasks and prove that they can be marked offline.",
     "plan": "Show what is owed and what it will cost.",
     "run": "Do everything that is still owed, then print the scores.",
     "submit": "Send workers to a Slurm cluster for everything that is still owed.",
