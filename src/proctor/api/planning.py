@@ -31,7 +31,7 @@ from proctor.plan import (
     TaskRequests,
     recommended_workers,
 )
-from proctor.plan.cuts import MIN_SHARD_S
+from proctor.plan.cuts import MIN_SHARD_S, floor_s
 from proctor.records import Suite
 from proctor.store import Store
 from proctor.store.completion import Completion
@@ -188,7 +188,7 @@ class _Maker:
         if totals is None:
             totals = self._totals[state.digest] = self._count(state)
         workers = self._workers(target, totals)
-        sizes = ShardSizes(workers=workers, limit_s=self._limit_s)
+        sizes = ShardSizes(workers=workers, min_s=floor_s(totals.cost_s, workers), limit_s=self._limit_s)
         cut = self._cutter.cut(state.asked, sizes)
         return ModelPlan(
             model=target.id,

@@ -3,8 +3,9 @@
 Order inside a model: documents longest first, so that the tail is short; a document's requests stay side
 by side, so that a prefix cache serves all its choices. Sizes follow guided self-scheduling (Polychronopoulos
 and Kuck, 1987): each next shard is a share of the remaining cost, so the first ones are large and the last ones
-small, and never below a floor that pays for claiming one. The share is half of the classic one, 1 / (2 · workers):
-predictions are wrong, and a first shard that takes longer than predicted must still end before the rest does.
+small, and never below a floor that pays for claiming one (`floor_s`). The share is half of the classic one,
+1 / (2 · workers): predictions are wrong, and a first shard that takes longer than predicted must still end before the
+rest does.
 
 Costs are whole microseconds: whoever cuts the same bits of the same order, on whatever machine, gets the same shards.
 """
@@ -24,6 +25,10 @@ from numpy.typing import NDArray
 from proctor.plan.requests import Bits, RequestTable
 
 MIN_SHARD_S: Final = 2.0
+LEAST_SHARD_S: Final = 0.5
+"""Ten times what claiming one takes on a slow file system."""
+TAIL: Final = 1000
+"""A floor is at most this part of what each worker does: last shards that take longer than predicted weigh little."""
 MAX_SHARD_S: Final = 600.0
 MAX_SHARD_REQUESTS: Final = 20_000
 """A claim names every key: this keeps one under half a megabyte."""
@@ -41,6 +46,7 @@ class ShardSizes:
 
     workers: int = 1
     min_s: float = MIN_SHARD_S
+    """See `floor_s`."""
     max_s: float = MAX_SHARD_S
     max_requests: int = MAX_SHARD_REQUESTS
     share: int = SHARE
@@ -136,6 +142,11 @@ class Cut:
         # Each of the sample stands for so many requests.
         each = self.requests / max(1, len(cost))
         return _count(np.cumsum(cost * each).tolist(), each, self.sizes)
+
+
+def floor_s(work_s: float, workers: int) -> float:
+    """The smallest shard worth claiming, of so much work."""
+    return min(MIN_SHARD_S, max(LEAST_SHARD_S, work_s / (TAIL * workers)))
 
 
 def guided_ends(done: NDArray[np.int64], sizes: ShardSizes) -> Iterator[int]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from proctor.plan.cuts import (
     MAX_SHARD_REQUESTS,
     MAX_SHARD_S,
-    MIN_SHARD_S,
     Cut,
     ShardSizes,
     by_group,
+    floor_s,
     guided_ends,
     microseconds,
 )
@@ -96,11 +96,14 @@ def cut_shards(
     owed: Sequence[OwedTask],
     *,
     workers: int = 1,
-    min_s: float = MIN_SHARD_S,
+    min_s: float | None = None,
     max_s: float = MAX_SHARD_S,
     max_requests: int = MAX_SHARD_REQUESTS,
 ) -> list[Shard]:
-    """Shards that cover every owed request exactly once, in the order in which they should be asked."""
+    """Shards that cover every owed request exactly once, in the order in which they should be asked.
+
+    `min_s`: instead of `floor_s`.
+    """
     tasks = [t for t in owed if len(t.ordinals)]
     if not tasks:
         return []
@@ -109,8 +112,9 @@ def cut_shards(
     order = by_group(np.concatenate([t.documents + o for t, o in zip(tasks, offsets, strict=True)]), cost)
     which = np.repeat(np.arange(len(tasks)), [len(t.ordinals) for t in tasks])[order]
     ordinals = np.concatenate([t.ordinals for t in tasks])[order]
-    sizes = ShardSizes(workers=workers, min_s=min_s, max_s=max_s, max_requests=max_requests)
     done = np.cumsum(cost[order])
+    floor = floor_s(int(done[-1]) / 1e6, workers) if min_s is None else min_s
+    sizes = ShardSizes(workers=workers, min_s=floor, max_s=max_s, max_requests=max_requests)
     shards: list[Shard] = []
     start = before = 0
     for stop in guided_ends(done, sizes):
