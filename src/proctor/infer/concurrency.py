@@ -15,6 +15,9 @@ LEAP: Final = 2.0
 """The factor of the first growth, while every step pays."""
 STEP: Final = 1.4
 """The factor of a trial afterwards, in both directions."""
+BOUND: Final = 4.0
+"""That factor where it is plain that more is needed: throughput rose as the window did, or nothing waits."""
+BOUND_GAIN: Final = 1.7
 LEAP_GAIN: Final = 1.25
 """A leap pays if throughput rises by this; the next one is then worth trying."""
 GAIN: Final = 1.04
@@ -218,7 +221,9 @@ class Window:
         elif full and self.limit < self.maximum and word.waiting <= 0 and (word.cache or 0.0) < CACHE_NEAR:
             if self.phase is Phase.LEAP:
                 self._base_limit, self._base = 0, _Rate()
-                self._settle(self._up(LEAP), "grown: the server has no queue", now)
+                # More requests need as much more of the cache.
+                room = CACHE_NEAR / word.cache if word.cache else math.inf
+                self._settle(self._up(min(BOUND, room)), "grown: the server has no queue", now)
             elif self.why == QUEUE and max(self._queued[-2:]) <= 0:
                 # It was shrunk by the server's word, and not by a comparison: the word is enough to grow again. Twice,
                 # for between two waves of answers there is no queue for a moment.
@@ -262,7 +267,7 @@ class Window:
             self._trial, self._blocks = _Rate(), 0
         elif self.limit < self.maximum:
             self._base, self._base_limit = self._trial, self.limit
-            self._settle(self._up(LEAP), "grown", now)
+            self._settle(self._up(BOUND if BOUND_GAIN <= gain < math.inf else LEAP), "grown", now)
         else:
             self._base, self._base_limit, self.phase, self._blocks = self._trial, self.limit, Phase.HOLD, 0
             self._trial = _Rate()
