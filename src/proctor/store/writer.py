@@ -19,7 +19,7 @@ from typing import Final, Self, TypeVar
 from proctor.errors import StoreError, StoreFull
 from proctor.records import Answer, EngineInfo, Response
 from proctor.store import rows
-from proctor.store.durable import as_store_error, make_directory, store_errors, sync_directory
+from proctor.store.durable import as_store_error, make_directory, store_errors, sync_directory, temporary
 from proctor.store.owner import Owner
 from proctor.store.segments import OPEN
 
@@ -181,8 +181,10 @@ class Writer:
         with store_errors("write answers", self._directory):
             make_directory(self._directory)
             self._path = self._directory / f"{self.name}-{self._number}{OPEN}"
+            # Renamed when its header stands: a segment without one could never be told from a living writer's.
+            temp = temporary(self._path)
             flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC
-            self._fd = os.open(self._path, flags, 0o644)
+            self._fd = os.open(temp, flags, 0o644)
             try:
                 written = os.write(self._fd, self._header)
                 if written != len(self._header):
@@ -191,12 +193,14 @@ class Writer:
                 skew = os.fstat(self._fd).st_mtime_ns - time.time_ns()
                 self._clock_ns = skew if abs(skew) > _CLOCK_TOLERANCE_NS else 0
                 self._fsync(self._fd)
+                os.rename(temp, self._path)
                 sync_directory(self._directory)
             except OSError:
                 os.close(self._fd)
                 self._fd = -1
-                with contextlib.suppress(OSError):
-                    self._path.unlink()
+                for path in (temp, self._path):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
                 raise
         self._number += 1
         self._size = len(self._header)

@@ -97,6 +97,23 @@ async def test_a_writer_without_rows_leaves_nothing(
     assert list(directory.iterdir()) == []
 
 
+async def test_a_segment_has_its_name_only_when_it_says_whose_it_is(
+    store: Store, weights: str, resolution: str, owner: Owner, directory: Path
+) -> None:
+    """A writer that is killed before would leave a segment that nobody could prove dead, and that stays for ever."""
+    seen: list[list[str]] = []
+
+    def fsync(fd: int) -> None:
+        os.fsync(fd)
+        seen.append([p.name for p in directory.iterdir() if not p.name.startswith(".")])
+
+    async with store.writer(weights, resolution, owner=owner, fsync=fsync):
+        (segment,) = directory.iterdir()
+        assert segment.suffix == ".open"
+        assert segment.read_bytes().endswith(b"\n")
+    assert seen[0] == []
+
+
 async def test_after_a_failed_fsync_the_file_is_given_up(
     store: Store, weights: str, resolution: str, owner: Owner, response: Make, directory: Path
 ) -> None:
