@@ -32,7 +32,7 @@ LIBRARY: Final = Case(client="aiohttp")
 PLAIN: Final = Case(client="aiohttp-plain")
 """The same library as its documentation shows it."""
 PARTS: Final = ("process", "commands", "memory", "stages")
-SDK_SHARE: Final = 5
+SDK_SHARE: Final = 10
 """The SDK is asked so many times fewer requests: its rate does not depend on how many there are."""
 SWEEP_SHARE: Final = 5
 """The best concurrency of a peer is looked for on so many times fewer samples."""

@@ -119,7 +119,7 @@ async def ask_all(client: Client, count: int) -> list[Reply]:
         found[number] = reply
 
     for number in range(count):
-        while len(pending) > client.limit * 3 // 2:
+        while len(pending) > client.wanted * 3 // 2:
             _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         pending.add(asyncio.create_task(ask(number)))
     client.tail()

@@ -79,6 +79,8 @@ class Client:
         self._retries = retries
         self._maximum = max_in_flight
         self._entered: tuple[Router, Watch] | None = None
+        self._resting = 0
+        """Requests between two attempts."""
 
     async def __aenter__(self) -> Self:
         router = Router(
@@ -103,9 +105,10 @@ class Client:
             await router.close()
 
     @property
-    def limit(self) -> int:
-        """How many requests the client would have in flight now, over all backends."""
-        return min(START, self._maximum) if self._entered is None else self._entered[0].limit
+    def wanted(self) -> int:
+        """How many requests to have here at a time: those that may be in flight, and those that wait to be repeated."""
+        limit = min(START, self._maximum) if self._entered is None else self._entered[0].limit
+        return limit + self._resting
 
     def tail(self, ending: bool = True) -> None:
         """Say whether the source is exhausted: nothing comes any more but what is under way. False: more may come.
@@ -149,10 +152,17 @@ class Client:
                     return outcome
                 last = route
                 pause_s = self._delay(flight.attempts, outcome.retry_after_s)
-                await asyncio.sleep(min(pause_s, DARK_PAUSE_S) if router.dark else pause_s)
+                await self._rest(min(pause_s, DARK_PAUSE_S) if router.dark else pause_s)
         finally:
             if flight.copy is not None:
                 flight.copy.cancel()
+
+    async def _rest(self, seconds: float) -> None:
+        self._resting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._resting -= 1
 
     async def get(self, path: str) -> dict[str, Any] | None:
         """One GET of one server: its JSON object, or None for anything else. Not retried."""

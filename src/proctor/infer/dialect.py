@@ -77,9 +77,8 @@ def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, di
         body["add_generation_prompt"] = asked.add_generation_prompt
         if dialect is not Dialect.LLAMA_CPP:
             body["continue_final_message"] = not asked.add_generation_prompt
-        arguments = json.loads(asked.template_arguments)
-        if arguments:
-            body["chat_template_kwargs"] = arguments
+        if asked.template_arguments != "{}":
+            body["chat_template_kwargs"] = json.loads(asked.template_arguments)
     return "/v1/chat/completions", body
 
 
@@ -99,7 +98,7 @@ def read_generation(value: dict[str, Any], path: str) -> Generated:
     return Generated(
         # A null content is what chat servers say when nothing but reasoning came.
         text=str((choice["message"]["content"] if "message" in choice else choice["text"]) or ""),
-        token_ids=None if ids is None else tuple(int(t) for t in ids),
+        token_ids=None if ids is None else tuple(map(int, ids)),
         finish_reason=choice.get("finish_reason"),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from proctor.config.spec import OpenAIEngine as OpenAISpec
+from proctor.infer.askers import Askers
 from proctor.infer.canary import Mixing, try_next_tokens
 from proctor.infer.client import Broken, Client, Retries, Timeouts
 from proctor.infer.dialect import NATIVE, Dialect, find_dialect, generation_body, read_generation
@@ -145,41 +146,12 @@ class OpenAIEngine:
 
     async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:
         await self._find_dialect()
-        answers: asyncio.Queue[list[Answer]] = asyncio.Queue()
-        window = _Window(self._client)
-        feeder = asyncio.create_task(self._feed(requests, window, answers))
-        finished = object()
-        feeder.add_done_callback(lambda _: answers.put_nowait(cast("list[Answer]", finished)))
-        try:
-            while True:
-                batch = await answers.get()
-                if cast(object, batch) is finished:
-                    break
-                for answer in batch:
-                    yield answer
-                window.leave()
-            await feeder
-        finally:
-            feeder.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([feeder])
-
-    async def _feed(
-        self, requests: AsyncIterable[PhysicalRequest], window: _Window, answers: asyncio.Queue[list[Answer]]
-    ) -> None:
-        async def work(batch: list[PhysicalRequest]) -> None:
-            answers.put_nowait(await self._answer(batch))
-
         self._client.tail(ending=False)
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for batch in self._batches(requests):
-                    await window.enter()
-                    group.create_task(work(batch))
-                self._client.tail()
-        except BaseExceptionGroup as errors:
-            # One lost server ends every request in flight with the same error: the first tells it.
-            raise _first(errors) from None
+        askers = Askers(self._answer, lambda: self._client.wanted)
+        async with aclosing(askers.run(self._batches(requests), dry=self._client.tail)) as found:
+            async for answers in found:
+                for answer in answers:
+                    yield answer
 
     async def _batches(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[list[PhysicalRequest]]:
         """Single requests, neighbours of one context together, or as many log-likelihoods as `batch_size` says."""
@@ -212,6 +184,8 @@ class OpenAIEngine:
     async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
         request = batch[0]
         if request.kind is Kind.GENERATE:
+            if not self._kinds_apart:
+                return [await self._generate(request)]
             async with self._turn("generate"):
                 return [await self._generate(request)]
         if len(batch) == 1 and (request.prompt_text is not None or len(request.passages) != 1):
@@ -221,12 +195,15 @@ class OpenAIEngine:
 
     def _turn(self, kind: str) -> AbstractAsyncContextManager[None]:
         """Keep kinds apart on a server that scores next tokens rightly only without company."""
-        alone = self._conformance is not None and self._conformance.next_tokens == "alone"
-        return self._turns.of(kind) if alone else nullcontext()
+        return self._turns.of(kind) if self._kinds_apart else nullcontext()
+
+    @property
+    def _kinds_apart(self) -> bool:
+        return self._conformance is not None and self._conformance.next_tokens == "alone"
 
     async def _generate(self, request: PhysicalRequest) -> Answer:
         assert request.sampling is not None
-        path, body = generation_body(request, await self._find_dialect())
+        path, body = generation_body(request, self._dialect or await self._find_dialect())
         hedge = request.sampling.seed is None
         reply = await self._client.post(path, body, named=path != NATIVE, hedge=hedge)
         if isinstance(reply, Broken):
@@ -357,7 +334,7 @@ class OpenAIEngine:
     def _engine_id(self, method: str) -> str:
         info = self._read_info()
         known = self._ids.get(method)
-        if known is None or known[0] != info:
+        if known is None or (known[0] is not info and known[0] != info):
             known = self._ids[method] = (info, replace(info, method=method).id)
         return known[1]
 
@@ -368,31 +345,6 @@ class OpenAIEngine:
     @property
     def _extra(self) -> dict[str, Any]:
         return dict(self._spec.extra_body)
-
-
-class _Window:
-    """How far the feeder runs ahead: what is in flight, queued for a slot, or answered and not yet taken."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._inside = 0
-        self._room = asyncio.Event()
-
-    async def enter(self) -> None:
-        # Half as many again as may be in flight, so that a freed slot finds a request waiting.
-        while self._inside >= self._client.limit * 3 // 2 + 1:
-            self._room.clear()
-            await self._room.wait()
-        self._inside += 1
-
-    def leave(self) -> None:
-        self._inside -= 1
-        self._room.set()
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    found = errors.exceptions[0]
-    return _first(cast("BaseExceptionGroup[BaseException]", found)) if isinstance(found, BaseExceptionGroup) else found
 
 
 def _misread(broken: Broken) -> bool:

@@ -61,6 +61,8 @@ class _Drawn:
     text: str
 
 
+_SERVER_IDENTITY: Final = digest("server")
+"""Of whatever tokenises in a server: which server that is stands in the fingerprint that answers are kept under."""
 _NO_WINDOW: Final = 1 << 40
 _REMEMBERED: Final = 1024
 """Different generation arguments that are kept resolved."""
@@ -159,7 +161,9 @@ class Resolver:
         for request, key in zip(requests, keys, strict=True):
             try:
                 found = self._draw(request, key, tokenizer)
-                _check_text(found)
+                if isinstance(found, _Drawn):
+                    _check_text(found.text)
+                    _check_text(request.continuation or "")
             except _Refused as refused:
                 found = _failure(key, refused)
             if isinstance(found, _Drawn) and tokenizer is not None:
@@ -263,11 +267,10 @@ class Resolver:
             self._check_cut(whole, cut)
             if found.total_length is not None:
                 found = replace(found, sampling=replace(found.sampling, max_tokens=found.total_length - len(ids)))
-        prompt: object = [drawn.text, self._identity] if ids is None else ids
-        physical = self._finish(drawn.request, drawn.key, found, prompt)
         if ids is None:
-            return replace(physical, prompt_text=drawn.text)
-        return replace(physical, prompt_ids=tuple(ids), truncated_tokens=cut)
+            prompt = [drawn.text, self._identity]
+            return self._finish(drawn.request, drawn.key, found, prompt, text=drawn.text)
+        return self._finish(drawn.request, drawn.key, found, ids, ids=tuple(ids), cut=cut)
 
     def _chat(self, request: Request, key: str) -> PhysicalRequest:
         """A conversation that the server renders."""
@@ -296,7 +299,18 @@ class Resolver:
             )
         return found
 
-    def _finish(self, request: Request, key: str, found: Generation, prompt: object) -> PhysicalRequest:
+    def _finish(
+        self,
+        request: Request,
+        key: str,
+        found: Generation,
+        prompt: object,
+        *,
+        text: str | None = None,
+        ids: tuple[int, ...] | None = None,
+        cut: int = 0,
+    ) -> PhysicalRequest:
+        """`prompt` is what the key is made of; a conversation that the server renders has neither text nor ids."""
         sampling = found.sampling
         if sampling.max_tokens < 1:
             raise CannotExpress(f"{sampling.max_tokens} tokens to generate: there must be at least one")
@@ -313,7 +327,10 @@ class Resolver:
             physical_key=generation_key(prompt, sampling, sample=sample),
             kind=request.kind,
             request=request,
+            prompt_ids=ids,
+            prompt_text=text,
             sampling=sampling,
+            truncated_tokens=cut,
         )
 
     def _check_cut(self, rules: Rules, cut: int) -> None:
@@ -325,8 +342,7 @@ class Resolver:
 
     @property
     def _identity(self) -> str:
-        # The server tokenises: which server that is stands in the weights fingerprint that answers are kept under.
-        return self._tokenizer.identity if self._tokenizer else digest("server")
+        return self._tokenizer.identity if self._tokenizer else _SERVER_IDENTITY
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -340,9 +356,10 @@ def _object(text: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _check_text(found: _Drawn | PhysicalRequest) -> None:
+def _check_text(text: str) -> None:
     """Half a surrogate pair is no text: no tokenizer takes it, and no request can carry it."""
-    text = found.text + (found.request.continuation or "") if isinstance(found, _Drawn) else ""
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -97,8 +97,8 @@ class Router:
         """How many requests may be in flight now, over the servers that work, or over all if none does."""
         if not self._routes:
             self._refresh(time.monotonic())
-        working = [r for r in self._routes if not r.ejected] or self._routes
-        return sum(r.window.limit for r in working) or min(START, self._maximum)
+        limit = sum([r.window.limit for r in self._routes if not r.ejected])
+        return limit or sum([r.window.limit for r in self._routes]) or min(START, self._maximum)
 
     def take(self, avoid: Route | None = None) -> Route | None:
         """The route for the next attempt, or None if it has to be waited for. Raises ServerError as `wait`."""

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -99,14 +99,15 @@ class EventLog:
         self._phase = "failed"
         self._write(error.message, error=type(error).__name__, hint=error.hint)
 
-    def answered(self, answer: Answer, *, in_flight: int) -> None:
-        """Count one durable answer."""
-        if isinstance(answer, Failure):
-            self._failures[answer.boundary.value] += 1
-        else:
-            self._requests += 1
-            self._prompt += answer.prompt_tokens
-            self._completion += answer.completion_tokens
+    def answered(self, answers: Sequence[Answer], *, in_flight: int) -> None:
+        """Count durable answers."""
+        for answer in answers:
+            if isinstance(answer, Failure):
+                self._failures[answer.boundary.value] += 1
+            else:
+                self._requests += 1
+                self._prompt += answer.prompt_tokens
+                self._completion += answer.completion_tokens
         self._tick(in_flight)
 
     def aliased(self) -> None:

@@ -160,7 +160,8 @@ class Feed:
                 self._answered.add(_short(answer.physical_key))
             if key in self._twins:
                 await self._settle_twins(answer)
-            await self._settled(key)
+            if (ended := self._settled(key)) is not None:
+                await self._finish(ended)
 
     async def _settle_twins(self, answer: Answer) -> None:
         for twin in self._twins.pop(answer.key):
@@ -168,7 +169,8 @@ class Feed:
                 await self.keep.failure(replace(answer, key=twin))
             else:
                 await self.keep.alias(twin, answer.physical_key)
-            await self._settled(twin)
+            if (ended := self._settled(twin)) is not None:
+                await self._finish(ended)
 
     async def close(self) -> None:
         """Give back what was claimed and not answered, so that nobody waits for it. To be called once, at the end."""
@@ -300,10 +302,12 @@ class Feed:
         for resolved in batch:
             if isinstance(resolved, Failure):
                 await self.keep.failure(resolved)
-                await self._settled(resolved.key)
+                if (ended := self._settled(resolved.key)) is not None:
+                    await self._finish(ended)
             elif resolved.physical_key in stored or _short(resolved.physical_key) in self._answered:
                 await self.keep.alias(resolved.key, resolved.physical_key)
-                await self._settled(resolved.key)
+                if (ended := self._settled(resolved.key)) is not None:
+                    await self._finish(ended)
             elif resolved.physical_key in self._first:
                 self._twins.setdefault(self._first[resolved.physical_key], []).append(resolved.key)
             else:
@@ -326,16 +330,17 @@ class Feed:
             pause = min(pause * 1.5, POLL_LAST_S)
         return []
 
-    async def _settled(self, key: str) -> None:
-        """One key of a claim needs nothing more; the last one ends the claim."""
+    def _settled(self, key: str) -> Claim | None:
+        """One key of a claim needs nothing more; the claim that it was the last of, to be finished."""
         sequence = self._claim_of.get(key)
         claim = self._open.get(sequence) if sequence is not None else None
         if sequence is None or claim is None:
-            return
+            return None
         claim.unsettled.discard(key)
-        if not claim.unsettled:
-            del self._open[sequence]
-            await self._finish(claim.claim)
+        if claim.unsettled:
+            return None
+        del self._open[sequence]
+        return claim.claim
 
     async def _finish(self, claim: Claim) -> None:
         async with self._ledger_turn:

@@ -17,6 +17,9 @@ from proctor.worker.feed import Feed
 LIVENESS_S = 1.0
 """Between two looks at the server's processes: a dead server is noticed long before a request times out."""
 
+GATHER_S = 0.02
+"""Answers wait so long for others to be kept with: a wait for the disk costs the same for one as for a hundred."""
+
 RECENT = 256
 """So many of the latest answers say how long one takes."""
 
@@ -121,7 +124,7 @@ class Session:
         """Record a request that cannot be asked."""
         await self._writer.append(failure)
         self.outcome.failed += 1
-        self._events.answered(failure, in_flight=0)
+        self._events.answered([failure], in_flight=0)
 
     async def _ask(self, feed: Feed) -> None:
         breaks = 0
@@ -160,6 +163,7 @@ class Session:
         """Append what has arrived, all of it at a time: one wait for the disk serves whatever came meanwhile."""
         try:
             while self._arrived:
+                await asyncio.sleep(GATHER_S)
                 batch, self._arrived = self._arrived, []
                 await self._keep(batch, feed)
         finally:
@@ -167,17 +171,14 @@ class Session:
             self._keeping = None
 
     async def _keep(self, batch: list[Answer], feed: Feed) -> None:
-        for answer in batch:
-            if isinstance(answer, Response) and answer.engine_id not in self._named:
-                await self._name_engine(answer.engine_id)
+        for engine_id in {answer.engine_id for answer in batch if isinstance(answer, Response)} - self._named:
+            await self._name_engine(engine_id)
         await self._writer.append_many(batch)
-        for answer in batch:
-            if isinstance(answer, Failure):
-                self.outcome.failed += 1
-            else:
-                self.outcome.answered += 1
-                self._latencies.append(feed.age_s(answer.key))
-            self._events.answered(answer, in_flight=feed.outstanding)
+        failed = sum(isinstance(answer, Failure) for answer in batch)
+        self.outcome.failed += failed
+        self.outcome.answered += len(batch) - failed
+        self._latencies += [feed.age_s(answer.key) for answer in batch[-RECENT:] if isinstance(answer, Response)]
+        self._events.answered(batch, in_flight=feed.outstanding)
         await feed.settle(batch)
 
     async def _name_engine(self, engine_id: str) -> None:

@@ -139,8 +139,10 @@ def test_counters_only_grow_and_failures_are_told_apart(tmp_path: Path) -> None:
     with EventLog(path, worker="m-0", model="m") as events:
         events.phase("asking")
         for _ in range(3):
-            events.answered(_response(prompt_tokens=5, completion_tokens=2), in_flight=1)
-        events.answered(Failure(key="0" * 64, boundary=Boundary.CONTEXT, message="long", retryable=False), in_flight=0)
+            events.answered([_response(prompt_tokens=5, completion_tokens=2)], in_flight=1)
+        events.answered(
+            [Failure(key="0" * 64, boundary=Boundary.CONTEXT, message="long", retryable=False)], in_flight=0
+        )
         events.aliased()
         events.phase("done")
     found, _ = read_events(path)

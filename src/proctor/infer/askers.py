@@ -1,0 +1,92 @@
+"""As many askers as requests may be in flight: each takes the next batch as soon as its last one is answered.
+
+A task for each request, and a place to wait in for each, would cost as much as reading its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import suppress
+from typing import Final, cast
+
+from proctor.infer.engine import PhysicalRequest
+from proctor.records import Answer
+
+Batch = list[PhysicalRequest]
+_FINISHED: Final = cast("list[Answer]", object())
+
+
+class Askers:
+    """Asks batch after batch; `run` yields the answers of each as they come."""
+
+    def __init__(self, ask: Callable[[Batch], Awaitable[list[Answer]]], wanted: Callable[[], int]) -> None:
+        """`wanted`: how many batches to have under way; asked anew for each."""
+        self._ask = ask
+        self._wanted = wanted
+        self._count = 0
+        self._ready: deque[Batch] = deque()
+        self._answers: asyncio.Queue[list[Answer]] = asyncio.Queue()
+        self._room = asyncio.Event()
+        """Set when little is ready."""
+        self._taken = asyncio.Event()
+        """Set when answers were taken."""
+
+    async def run(self, batches: AsyncIterable[Batch], *, dry: Callable[[], None]) -> AsyncGenerator[list[Answer]]:
+        """Take no more than can soon be asked, and call `dry` when there is nothing more to take. Once only."""
+        feeding = asyncio.create_task(self._feed(batches, dry))
+        feeding.add_done_callback(lambda _: self._answers.put_nowait(_FINISHED))
+        try:
+            while (answers := await self._answers.get()) is not _FINISHED:
+                yield answers
+                self._taken.set()
+            await feeding
+        finally:
+            feeding.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([feeding])
+
+    async def _feed(self, batches: AsyncIterable[Batch], dry: Callable[[], None]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for batch in batches:
+                    self._ready.append(batch)
+                    wanted = self._wanted()
+                    self._call(group, wanted)
+                    # Half as many again as are asked, so that who is done finds the next one.
+                    if len(self._ready) > wanted // 2:
+                        self._room.clear()
+                        await self._room.wait()
+                dry()
+        except BaseExceptionGroup as errors:
+            # One lost server ends every request in flight with the same error: the first tells it.
+            raise _first(errors) from None
+
+    def _call(self, group: asyncio.TaskGroup, wanted: int) -> None:
+        """Have as many askers as are wanted, where there is something for each."""
+        while self._ready and self._count < wanted:
+            self._count += 1
+            group.create_task(self._work(group, self._ready.popleft()))
+
+    async def _work(self, group: asyncio.TaskGroup, batch: Batch) -> None:
+        try:
+            while True:
+                self._answers.put_nowait(await self._ask(batch))
+                wanted = self._wanted()
+                if self._answers.qsize() > wanted:
+                    self._taken.clear()
+                    await self._taken.wait()
+                if not self._ready or self._count > wanted:
+                    return
+                batch = self._ready.popleft()
+                self._call(group, wanted)
+                if len(self._ready) <= wanted // 4:
+                    self._room.set()
+        finally:
+            self._count -= 1
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    found = errors.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", found)) if isinstance(found, BaseExceptionGroup) else found
