@@ -141,7 +141,8 @@ def test_a_server_with_slots_is_kept_full_however_noisy(slots: int, sigma: float
 def test_a_server_that_tells_its_queue_gets_a_little_more_than_it_can_do(slots: int, seed: int) -> None:
     sim = Simulation(noisy(0.5, 0.5), slots=slots, says=queue, seed=seed)
     assert sim.rate(20, 120) >= 0.95 * slots / 0.5
-    assert slots <= sim.window.limit <= 1.6 * slots + 4
+    # At most times: at the end a trial of fewer may be under way.
+    assert slots <= sorted(sim.limits)[len(sim.limits) // 2] <= 1.6 * slots + 4
 
 
 def test_growth_follows_the_servers_word_where_answers_are_slow() -> None:
@@ -228,7 +229,7 @@ def test_preemptions_and_a_full_cache_shrink_it() -> None:
     sim = Simulation(noisy(0.5, 0.5), says=says).run(60)
     assert 60 <= sim.window.limit <= 100
     window = Window(64)
-    window.in_flight = 16
+    window.in_flight = START
     window.told(ServerWord(preemptions=3), 1.0)
     assert window.limit == 64, "what happened before we came says nothing"
     window.in_flight = 64
