@@ -121,7 +121,7 @@ def _shards(directory: Path, index: Path) -> dict[str, Path]:
 
 
 def shards_below(directory: Path) -> list[Path]:
-    """The files that the directory's indexes of weights name, wherever they lie. Raises ModelError if one is missing."""
+    """Files that the directory's indexes of weights name, wherever they lie. Raises ModelError if one is missing."""
     indexes = [p for p in children(directory) if p.name.endswith(_INDEX)]
     return [path for index in indexes for path in _shards(directory, index).values()]
 
