@@ -19,6 +19,8 @@ LIVENESS_S = 1.0
 
 GATHER_S = 0.02
 """Answers wait so long for others to be kept with: a wait for the disk costs the same for one as for a hundred."""
+GATHER_FROM = 32
+"""Only with so many in flight: what a kill costs is what is in flight, and must not become a multiple of it."""
 
 RECENT = 256
 """So many of the latest answers say how long one takes."""
@@ -163,7 +165,8 @@ class Session:
         """Append what has arrived, all of it at a time: one wait for the disk serves whatever came meanwhile."""
         try:
             while self._arrived:
-                await asyncio.sleep(GATHER_S)
+                if feed.outstanding >= GATHER_FROM:
+                    await asyncio.sleep(GATHER_S)
                 batch, self._arrived = self._arrived, []
                 await self._keep(batch, feed)
         finally:
