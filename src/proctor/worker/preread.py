@@ -84,7 +84,10 @@ async def preread(
     async def start() -> None:
         if begin is not None:
             await begin.wait()
-        thread.start()
+        if paths:
+            thread.start()
+        else:
+            found.finished.set()
 
     starting = asyncio.create_task(start())
     try:
