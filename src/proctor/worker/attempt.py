@@ -171,8 +171,20 @@ class Attempt:
         )
 
     def alive(self) -> Callable[[Owner], bool | None]:
-        """The predicate for claims and segments of others: see `alive_with`."""
-        return alive_with(self.scheduler)
+        """The predicate for claims and segments of others: see `alive_with`.
+
+        Another process with this attempt's own number is a copy that the controller has forgotten, as one that was
+        killed does: dead, unless this machine sees it. The scheduler's word would be about this process.
+        """
+        others = alive_with(self.scheduler)
+        mine = (self.scheduler.cluster, self.job, self.array_task, self.restart) if self.scheduler else None
+
+        def alive(owner: Owner) -> bool | None:
+            if mine == (owner.cluster, owner.job, owner.array_task, owner.restart):
+                return alive_here(owner) or False
+            return others(owner)
+
+        return alive
 
 
 def alive_with(scheduler: Scheduler | None) -> Callable[[Owner], bool | None]:

@@ -148,3 +148,19 @@ def test_draining_begins_in_time_for_the_slowest_and_ends_before_the_limit(lead:
     assert drain <= stop - 10 < -20 + 1
     assert stop - drain >= min(1.5 * slowest, 1.5 * lead)
     assert drain >= -2 * lead, "an attempt of a few leads still does something"
+
+
+def test_a_forgotten_copy_of_this_very_attempt_holds_nothing() -> None:
+    """A controller that was killed starts a job again under the number that it had before."""
+
+    class Sure(Controller):
+        def is_live(self, job: str, array_task: str, restart: int, user: str = "") -> bool | None:
+            return True
+
+    attempt = Attempt(index=0, scheduler=Sure(), job="77", array_task="3", restart=1)
+    mine, alive = attempt.owner("run"), attempt.alive()
+    elsewhere = replace(mine, host="n9", machine="m9", boot="b9", pid=1)
+    assert alive(mine) is True
+    assert alive(elsewhere) is False
+    assert [alive(replace(elsewhere, restart=2)), alive(replace(elsewhere, array_task="4"))] == [True, True]
+    assert Attempt(index=0).alive()(replace(elsewhere, cluster="", job="", array_task="", restart=0)) is None

@@ -145,9 +145,7 @@ class _Poll:
             return record.completing and record.restarts == restart + 1
         if record.stands.final:
             return False
-        if record.restarts < restart:
-            # The controller has forgotten a requeue that did happen, or the poll is older than it.
+        if record.restarts < restart or record.stands is JobState.PENDING:
+            # The controller has forgotten that it began, as one that was killed does; or the poll is older than that.
             return None
-        if record.stands is JobState.PENDING:
-            return False if certain else None
         return True

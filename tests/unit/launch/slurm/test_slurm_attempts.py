@@ -48,7 +48,7 @@ def make(commands: Commands, clock: Clock) -> Callable[..., Attempts]:
         (queue_line("7", "REQUEUE_HOLD", restarts=2), False),
         (queue_line("7", "SPECIAL_EXIT", restarts=2), False),
         (queue_line("7", "RUNNING", restarts=2), False),
-        (queue_line("7", "PENDING", restarts=1), False),  # has not begun, or was forgotten
+        (queue_line("7", "PENDING", restarts=1), None),  # the controller has forgotten that it began
         (queue_line("7", "RUNNING", restarts=0), None),  # the controller has forgotten a requeue
         (queue_line("7", "COMPLETED", restarts=1), False),
         (queue_line("7", "NODE_FAIL", restarts=1), False),
