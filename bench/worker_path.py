@@ -24,6 +24,7 @@ from bench.mock_server import MODEL, cpu_seconds
 from bench.stages import sampled
 from proctor.catalog.native import NativeSource
 from proctor.config.spec import EndpointServer, NativeTaskRef, OpenAIEngine
+from proctor.processes.garbage import collect_seldom
 from proctor.records import Recording, Shard
 from proctor.store import Store
 from proctor.worker.assignment import Assignment
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=256)
     parser.add_argument("--requests", type=int, default=20_000)
     options = parser.parse_args()
+    collect_seldom()
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as root:
         print(json.dumps(measure(Path(root), options)))
 

@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from proctor import __version__
+from proctor.processes.garbage import collect_seldom
 
 VERBS: Final = {
     "init": "Write an annotated run.yaml.",
@@ -69,6 +70,7 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point."""
+    collect_seldom()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -24,7 +24,7 @@ from proctor.store.keys import KeyArray, folded, key_array
 from proctor.store.owner import Alive, alive
 from proctor.store.rows import Damage
 from proctor.store.scan import KIND_ALIAS, KIND_RETRYABLE, Block, resolution_number
-from proctor.store.segments import Listing, listing, open_segment, scan_segment, segment_bodies
+from proctor.store.segments import Listing, listing, open_segment, scan_segment, segment_bodies, writer_of
 
 _ROUNDS: Final = 6
 """Listings taken before a file that came and went is believed to be gone."""
@@ -79,10 +79,14 @@ class Answers:
     supersedes failures, and of failures the last one counts. One thread may refresh while others look up.
     """
 
-    def __init__(self, directory: Path, resolution: str, *, alive: Alive = alive) -> None:
-        """Read everything that is there. Raises StoreError if the store cannot be read."""
+    def __init__(self, directory: Path, resolution: str, *, alive: Alive = alive, without: str | None = None) -> None:
+        """Read everything that is there, but the segments of the writer `without`: who writes them knows them.
+
+        Raises StoreError if the store cannot be read.
+        """
         self._directory = directory
         self._alive = alive
+        self._without = without
         self._sources: dict[str, _Source] = {}
         self._by_number: dict[int, _Source] = {}
         self._struck: dict[str, struck.Struck] = {}
@@ -224,7 +228,7 @@ class Answers:
         replaced = self._replaced()
         for stem in sorted(seen.segments):
             source = self._sources.get(stem)
-            if stem in replaced or (source is not None and source.finished):
+            if stem in replaced or writer_of(stem) == self._without or (source is not None and source.finished):
                 continue
             try:
                 self._scan(stem, gain)

@@ -83,7 +83,7 @@ def answer_row(answer: Answer, resolution: str, at: int) -> dict[str, Json]:
         row["physical_key"] = check_key(answer.physical_key)
         row["type"] = RESPONSE
         given = zip(_RESPONSE_DEFAULTS.items(), _RESPONSE_VALUES(answer), strict=True)
-        row |= {name: value for (name, default), value in given if value != default}
+        row |= {name: value for (name, default), value in given if value is not default and value != default}
         if answer.logprob is not None:
             row["logprob"] = _number(answer.logprob)
         if answer.token_logprobs is not None:

@@ -40,6 +40,11 @@ class Listing:
         return self.parts | self.segments.keys()
 
 
+def writer_of(stem: str) -> str:
+    """The name of the writer of a segment `<writer>-<n>`."""
+    return stem.rpartition("-")[0]
+
+
 def listing(directory: Path) -> Listing:
     """List `directory`; one that does not exist is empty. Raises OSError."""
     segments: dict[str, bool] = {}

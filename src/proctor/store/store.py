@@ -172,9 +172,13 @@ class Store:
         """A writer of answers, to be entered with `async with`."""
         return Writer(self._weights(weights), resolution, owner, segment_bytes=segment_bytes, fsync=fsync)
 
-    def answers(self, weights: str, resolution: str) -> Answers:
-        """The answers stored for these weights under `resolution`. Raises StoreError if they cannot be read."""
-        return Answers(self._weights(weights), resolution, alive=self._alive)
+    def answers(self, weights: str, resolution: str, *, without: Writer | None = None) -> Answers:
+        """The answers stored for these weights under `resolution`. Raises StoreError if they cannot be read.
+
+        `without`: whose segments are left out, because whoever asks writes them and knows what they hold.
+        """
+        skipped = None if without is None else without.name
+        return Answers(self._weights(weights), resolution, alive=self._alive, without=skipped)
 
     def completion(
         self,

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from proctor.errors import Incomplete, ProctorError
+from proctor.processes.garbage import collect_seldom
 from proctor.worker.assignment import Assignment
 from proctor.worker.attempt import Attempt
 from proctor.worker.run_directory import RunDirectory
@@ -58,6 +59,7 @@ async def work(told: argparse.Namespace) -> bool:
 def main(arguments: list[str]) -> int:
     """Run one worker; the exit code is the error's."""
     told = parse(arguments)
+    collect_seldom()
     try:
         done = asyncio.run(work(told))
     except ProctorError as error:

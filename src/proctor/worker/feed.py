@@ -76,7 +76,10 @@ class Feed:
         retry_failed: bool = False,
         retry_reasons: frozenset[str] = frozenset(),
     ) -> None:
-        """`retry_reasons`: with `retry_failed`, only what failed at these boundaries; empty: all."""
+        """`answers`: what others have stored, and what was there before; those of this feed it knows by `settle`.
+
+        `retry_reasons`: with `retry_failed`, only what failed at these boundaries; empty: all.
+        """
         self.draining = asyncio.Event()
         self.keep: Keep
         """Set by whoever works this off."""

@@ -15,7 +15,7 @@ from typing import Final
 from proctor.config.spec import OpenAIEngine
 from proctor.errors import LaunchError, ProbeError, ProctorError, ServerError, StoreError, Unreachable, UsageError
 from proctor.records import Shard
-from proctor.store import Answers, Store
+from proctor.store import Answers, Store, Writer
 from proctor.worker.assignment import Assignment
 from proctor.worker.attempt import (
     Attempt,
@@ -187,7 +187,7 @@ class Shift:
         async def get_ready() -> Session | None:
             if not await self._planned():
                 return None
-            answers, shards = await self._work_of(store, job)
+            answers, shards = await self._work_of(store, job, writer)
             feed = Feed(
                 store=store,
                 engine=engine,
@@ -271,8 +271,8 @@ class Shift:
             await asyncio.sleep(PLAN_POLL_S)
         return True
 
-    async def _work_of(self, store: Store, job: Job) -> tuple[Answers, list[Shard]]:
-        answers = await asyncio.to_thread(store.answers, job.weights, job.resolution)
+    async def _work_of(self, store: Store, job: Job, writer: Writer | None = None) -> tuple[Answers, list[Shard]]:
+        answers = await asyncio.to_thread(store.answers, job.weights, job.resolution, without=writer)
         shards = await asyncio.to_thread(self._directory.read_shards, job.model)
         if self._at_most is not None:
             shards = [replace(s, items=s.items[: self._at_most]) for s in shards[:1]]

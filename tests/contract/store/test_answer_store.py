@@ -49,6 +49,22 @@ async def test_what_is_appended_is_read(store: Store) -> None:
     assert store.weights() == [WEIGHTS]
 
 
+async def test_a_writer_need_not_read_what_it_writes(store: Store) -> None:
+    async with (
+        store.writer(WEIGHTS, RESOLUTION, owner=Owner.here()) as mine,
+        store.writer(WEIGHTS, RESOLUTION, owner=Owner.here()) as other,
+    ):
+        await mine.append(response(1))
+        await other.append(response(2))
+        answers = store.answers(WEIGHTS, RESOLUTION, without=mine)
+        assert answers.owed([key(1), key(2), key(3), key(4)]) == [key(1), key(3), key(4)]
+        await mine.append(response(3))
+        await other.append(response(4))
+        answers.refresh()
+        assert answers.owed([key(1), key(2), key(3), key(4)]) == [key(1), key(3)]
+    assert store.answers(WEIGHTS, RESOLUTION).owed([key(1), key(3)]) == []
+
+
 async def test_owed_is_what_can_still_be_answered(store: Store) -> None:
     async with store.writer(WEIGHTS, RESOLUTION, owner=Owner.here()) as writer:
         await writer.append_many([response(1), failure(2, retryable=True), failure(3, retryable=False)])

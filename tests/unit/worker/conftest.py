@@ -116,7 +116,7 @@ class Bench:
                 feed = Feed(
                     store=self.store,
                     engine=engine,
-                    answers=self.answers(),
+                    answers=self.store.answers(WEIGHTS, self.resolution, without=writer),
                     ledger=self.store.ledger(WEIGHTS, owner=owner, segment=writer.name),
                     shards=shards,
                     retry_failed=retry_failed,
