@@ -32,8 +32,10 @@ HEDGE_KNOWN: Final = 5
 REMEMBERED: Final = 128
 KINDS: Final = 256
 """Of so many kinds of requests the latencies are kept; with more, begun anew."""
+POLL_FIRST_S: Final = 0.25
+"""Until the first look at a busy server's metrics: where it has no queue, much more can be in flight at once."""
 POLL_S: Final = 1.0
-"""Between two looks at a busy server's metrics."""
+"""Between two looks later on."""
 POLL_LONGEST_S: Final = 60.0
 POLL_TIMEOUT_S: Final = 2.0
 NO_METRICS: Final = frozenset({401, 403, 404, 405, 501})
@@ -209,7 +211,7 @@ class Watch:
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_FIRST_S)
             now = time.monotonic()
             routes = self._router.routes
             self._polls = {r: p for r, p in self._polls.items() if r in routes or p.task is not None}
@@ -223,7 +225,7 @@ class Watch:
             answer = await route.origin.get("/metrics", POLL_TIMEOUT_S)
             word = read_metrics(answer.body) if answer.status == 200 else None
             if word is not None:
-                poll.pause = POLL_S
+                poll.pause = min(poll.pause * 2, POLL_S)
                 route.window.told(word, time.monotonic())
                 self._router.wake()
             elif answer.status in NO_METRICS:
@@ -245,5 +247,5 @@ class _Poll:
 
     def __init__(self) -> None:
         self.next = 0.0
-        self.pause = POLL_S
+        self.pause = POLL_FIRST_S
         self.task: asyncio.Task[None] | None = None

@@ -43,6 +43,7 @@ class Watched(FakeServer):
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "POLL_FIRST_S", 0.05)
     monkeypatch.setattr(flights, "POLL_S", 0.05)
     monkeypatch.setattr(flights, "POLL_TIMEOUT_S", 0.1)
 
