@@ -24,6 +24,7 @@ from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState, JobStatus
 from proctor.launch.local import LocalLauncher
 from proctor.plan import ModelPlan, Plan
+from proctor.worker.run_directory import NOTHING_OWED, PLANNED
 
 POLL_S: Final = 0.25
 """Between two looks at the workers: what a person sees as live."""
@@ -42,7 +43,7 @@ class Workers:
     """A context manager: leaving it ends every worker that still runs.
 
     Workers that start servers can be begun before there is a plan: they wait, with their servers coming up, for a file
-    that names the run's token (see `worker.__main__`).
+    of this command's own (see `worker.__main__`).
     """
 
     context: RunContext
@@ -61,6 +62,8 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+        with contextlib.suppress(OSError):
+            self.context.directory.plan_token(self._token).unlink()
 
     async def begin(self, targets: Sequence[Target]) -> None:
         """Start the workers whose servers take time to come up; the others are left to `ask`.
@@ -85,7 +88,7 @@ class Workers:
         """Let everything that the plan owes be asked; `beside` is entered meanwhile."""
         owing = [(t, m) for t, m in zip(targets, plan.models, strict=True) if m.shards]
         if not owing:
-            self._say(f"{self._token} none")
+            self._say(NOTHING_OWED)
             return Asked()
         directory = self.context.directory
         directory.write_plan({m.model: m.shards for _, m in owing})
@@ -93,7 +96,7 @@ class Workers:
         launcher, events = await self._open()
         wanted, begun = {job.id for job in jobs}, [job.id for early in self._early.values() for job in early]
         async with _draining(launcher) as drain:
-            self._say(self._token)
+            self._say(PLANNED)
             await launcher.cancel([name for name in begun if name not in wanted])
             await launcher.submit([job for job in jobs if job.id not in begun])
             async with beside:
@@ -103,7 +106,7 @@ class Workers:
 
     def _say(self, text: str) -> None:
         if self._early:
-            self.context.directory.write(self.context.directory.plan_token, text)
+            self.context.directory.write(self.context.directory.plan_token(self._token), text)
 
     async def _open(self) -> tuple[LocalLauncher, WorkerEvents]:
         if self._launcher is None or self._events is None:

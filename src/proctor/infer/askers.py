@@ -25,6 +25,8 @@ class Askers:
         """`wanted`: how many batches to have under way; asked anew for each."""
         self._ask = ask
         self._wanted = wanted
+        self._limit = 0
+        """What was wanted when it was last asked: at each answer, and before the first."""
         self._count = 0
         self._ready: deque[Batch] = deque()
         self._answers: asyncio.Queue[list[Answer]] = asyncio.Queue()
@@ -50,12 +52,12 @@ class Askers:
     async def _feed(self, batches: AsyncIterable[Batch], dry: Callable[[], None]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
+                self._limit = self._wanted()
                 async for batch in batches:
                     self._ready.append(batch)
-                    wanted = self._wanted()
-                    self._call(group, wanted)
+                    self._call(group)
                     # Half as many again as are asked, so that who is done finds the next one.
-                    if len(self._ready) > wanted // 2:
+                    if len(self._ready) > self._limit // 2:
                         self._room.clear()
                         await self._room.wait()
                 dry()
@@ -63,9 +65,9 @@ class Askers:
             # One lost server ends every request in flight with the same error: the first tells it.
             raise _first(errors) from None
 
-    def _call(self, group: asyncio.TaskGroup, wanted: int) -> None:
+    def _call(self, group: asyncio.TaskGroup) -> None:
         """Have as many askers as are wanted, where there is something for each."""
-        while self._ready and self._count < wanted:
+        while self._ready and self._count < self._limit:
             self._count += 1
             group.create_task(self._work(group, self._ready.popleft()))
 
@@ -73,14 +75,14 @@ class Askers:
         try:
             while True:
                 self._answers.put_nowait(await self._ask(batch))
-                wanted = self._wanted()
+                wanted = self._limit = self._wanted()
                 if self._answers.qsize() > wanted:
                     self._taken.clear()
                     await self._taken.wait()
                 if not self._ready or self._count > wanted:
                     return
                 batch = self._ready.popleft()
-                self._call(group, wanted)
+                self._call(group)
                 if len(self._ready) <= wanted // 4:
                     self._room.set()
         finally:

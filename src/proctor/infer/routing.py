@@ -97,7 +97,10 @@ class Router:
         """How many requests may be in flight now, over the servers that work, or over all if none does."""
         if not self._routes:
             self._refresh(time.monotonic())
-        limit = sum([r.window.limit for r in self._routes if not r.ejected])
+        routes = self._routes
+        if len(routes) == 1:
+            return routes[0].window.limit
+        limit = sum([r.window.limit for r in routes if not r.ejected])
         return limit or sum([r.window.limit for r in self._routes]) or min(START, self._maximum)
 
     def take(self, avoid: Route | None = None) -> Route | None:

@@ -2,8 +2,8 @@
 
 The worker's number is INDEX + --offset: arrays count from 0 again where a work was sent in several.
 
-With --plan-token TOKEN the plan is still being made: the first server is started, and work begins when the file
-plan.token of the run holds TOKEN; `TOKEN none` says that nothing is owed.
+With --plan-token TOKEN the plan is still being made: the first server is started, and work begins when the run has a
+file plan-TOKEN.token; if it says `none`, nothing is owed.
 
 SIGINT or SIGTERM once: finish what is in flight, keep it, exit 3 if work is owed. Twice: stop at once. SIGUSR1: the
 time is nearly up: drain, and arrange that the rest goes on.

@@ -6,11 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from proctor.errors import StoreError
 from proctor.records import Shard
 from proctor.store.arrow import pa
 from proctor.worker.plan_file import read_plan, write_plan
+
+PLANNED: Final = "planned"
+NOTHING_OWED: Final = "none"
+"""What `RunDirectory.plan_token` may say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +43,12 @@ class RunDirectory:
     def plan(self) -> Path:
         return self.root / "plan.bits"
 
-    @property
-    def plan_token(self) -> Path:
-        """Says to workers that were started before the plan was made that it is written, or that nothing is owed."""
-        return self.root / "plan.token"
+    def plan_token(self, token: str) -> Path:
+        """Tells workers that one command began before it had a plan that the plan is there, or that nothing is owed.
+
+        Each command has a token of its own: the same run may be started twice at a time.
+        """
+        return self.root / f"plan-{token}.token"
 
     @property
     def jobs(self) -> Path:

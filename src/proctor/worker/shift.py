@@ -36,7 +36,7 @@ from proctor.worker.feed import Feed
 from proctor.worker.handover import Handover
 from proctor.worker.job import Job
 from proctor.worker.preread import Preread, preread, weight_files
-from proctor.worker.run_directory import RunDirectory
+from proctor.worker.run_directory import NOTHING_OWED, RunDirectory
 from proctor.worker.serving import serving
 from proctor.worker.session import Outcome, Session
 
@@ -257,19 +257,16 @@ class Shift:
 
     async def _planned(self) -> bool:
         """Wait for the plan, if it is still being made; whether anything is owed by it."""
-        while self._plan_token is not None:
-            try:
-                said = await asyncio.to_thread(self._directory.plan_token.read_text, "utf-8")
-            except OSError:
-                said = ""
-            if said.strip() == f"{self._plan_token} none":
-                self._nothing_owed = True
-                return False
-            if said.strip() == self._plan_token:
-                self._plan_token = None
-                return True
+        if self._plan_token is None:
+            return True
+        path = self._directory.plan_token(self._plan_token)
+        while True:
+            if said := await asyncio.to_thread(_read, path):
+                self._nothing_owed = said == NOTHING_OWED
+                if not self._nothing_owed:
+                    self._plan_token = None
+                return not self._nothing_owed
             await asyncio.sleep(PLAN_POLL_S)
-        return True
 
     async def _work_of(self, store: Store, job: Job, writer: Writer | None = None) -> tuple[Answers, list[Shard]]:
         answers = await asyncio.to_thread(store.answers, job.weights, job.resolution, without=writer)
@@ -447,6 +444,14 @@ def ending_of(error: ProctorError) -> Ending:
             return Ending.CONFIGURATION
         case _:
             return Ending.EVAL_FAILURES
+
+
+def _read(path: Path) -> str:
+    """Empty where there is no file, or none that can be read."""
+    try:
+        return path.read_text("utf-8")
+    except OSError:
+        return ""
 
 
 def _owed_keys(store: Store, answers: Answers, shards: Sequence[Shard]) -> list[str]:
