@@ -23,6 +23,7 @@ import inspect
 import json
 import pkgutil
 import pydoc_data.topics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def token_lengths(requests: int, rng: np.random.Generator) -> Costs:
         found = __import__(module, fromlist=["_"])
         for _, value in inspect.getmembers(found, lambda v: inspect.isclass(v) or inspect.isroutine(v)):
             members = [value, *vars(value).values()] if inspect.isclass(value) else [value]
-            texts = [getattr(m, "__doc__", None) for m in members]
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                texts = [getattr(m, "__doc__", None) for m in members]
             answers += [len(t.split()) for t in texts if isinstance(t, str)]
     prompts = [len(text.split()) for text in pydoc_data.topics.topics.values()]
     return 10 * rng.choice(answers, requests) + rng.choice(prompts, requests).astype(np.float64)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.machine import heading, machine, versions
 from bench.status import RUN, answer, record
 from proctor.api.context import RunContext
 from proctor.api.planning import make_plan
@@ -146,7 +147,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.models)))
         return
-    results: dict[str, dict[str, float]] = {}
+    about, results = machine(), dict[str, dict[str, float]]()
+    print(heading(about, versions("proctor", "numpy", "pyarrow")))
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
         root = Path(name)
         prepare(root, options.tasks, options.requests)
@@ -168,7 +170,7 @@ def main() -> None:
             results[case] = {"models": models} | json.loads(done.stdout) | extra
             print(f"{case:16}" + "  ".join(f"{k} {v:,}" for k, v in results[case].items()), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": about, "cases": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from bench.machine import heading, machine, versions
 from bench.store import TEXT
 from proctor.api.context import RunContext
 from proctor.api.foreseeing import keep_forecast
@@ -206,6 +207,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    about = machine()
+    print(heading(about, versions("proctor", "numpy", "pyarrow")))
     numbers: dict[str, dict[str, list[dict[str, float]]]] = {}
     for case, size in (("responses", options.rows), ("shards", options.shards)):
         if not size:
@@ -223,7 +226,9 @@ def main() -> None:
                 print(f"{verb:8} {size:>9,} {case:9}  median {walls[len(walls) // 2]:6.2f} s", end="  ")
                 print(f"({walls[0]:.2f} to {walls[-1]:.2f})  cpu {cpu:.2f} s  peak {peak:,.0f} MB", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(vars(options) | {"json": None, "cases": numbers}, indent=1))
+        options.json.write_text(
+            json.dumps({"machine": about} | vars(options) | {"json": None, "cases": numbers}, indent=1)
+        )
 
 
 if __name__ == "__main__":
