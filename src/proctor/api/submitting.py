@@ -25,7 +25,7 @@ from proctor.api.sent import SCORE, Sent, job_name, job_prefix
 from proctor.api.shapes import Shape, shapes
 from proctor.api.targets import Target, resolve_targets
 from proctor.config.slurm_values import clock
-from proctor.errors import LaunchError, UnknownName
+from proctor.errors import LaunchError, ProctorError, UnknownName
 from proctor.launch.slurm.cluster import Demand, Partition, check_demand, choose_partition, read_partitions
 from proctor.launch.slurm.commands import Commands
 from proctor.launch.slurm.queue import read_queue
@@ -106,7 +106,7 @@ async def submit(
     progress.planned(plan)
     nothing = SubmitOutcome(run=context.spec.name, plan=plan, arrays=(), sent=(), owed=0, dry_run=dry_run)
     if not plan.owed:
-        return nothing
+        return nothing if dry_run else replace(nothing, warnings=await _cancel_stuck(context))
     site = await look(progress)
     drafts = draft(context, targets, plan, site, select=select)
     fits_s = min((d.shard_s for d in drafts), default=math.inf)
@@ -138,12 +138,26 @@ async def submit(
 
 async def _release_stuck(context: RunContext, site: Site) -> tuple[str, ...]:
     """Let go what Slurm holds after a start that failed, such as one during a restart of the controller."""
-    prefix = job_prefix(context)
-    stuck = [r.id for r in site.queue if r.name.startswith(prefix) and r.stuck]
+    stuck = _stuck(context, site.queue)
     if not stuck:
         return ()
     await site.scheduler.release(stuck)
     return (f"Slurm held {', '.join(stuck)} after a start that failed; released",)
+
+
+async def _cancel_stuck(context: RunContext) -> tuple[str, ...]:
+    """End what Slurm holds and nobody needs any more: the job that marks would wait for it for ever."""
+    try:
+        scheduler = await SlurmScheduler.open(Commands())
+        stuck = _stuck(context, await asyncio.to_thread(read_queue, scheduler.commands))
+        await scheduler.cancel(stuck)
+    except ProctorError:
+        return ()  # nothing is owed, so nothing of the cluster is needed
+    return (f"Slurm held {', '.join(stuck)} after a start that failed; nothing is owed: cancelled",) if stuck else ()
+
+
+def _stuck(context: RunContext, queue: Sequence[QueueRecord]) -> list[str]:
+    return [r.id for r in queue if r.name.startswith(job_prefix(context)) and r.stuck]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

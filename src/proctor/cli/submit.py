@@ -65,6 +65,7 @@ def command(
 def _say(outcome: api.SubmitOutcome, *, dry_run: bool) -> None:
     if not outcome.arrays:
         click.echo("nothing is owed")
+        _warn(outcome)
         return
     if dry_run:
         for array in outcome.arrays:
@@ -79,9 +80,13 @@ def _say(outcome: api.SubmitOutcome, *, dry_run: bool) -> None:
         click.echo("sent: " + ", ".join(f"{s.job} ({s.shape}, {s.elements})" for s in outcome.sent))
     elif not dry_run:
         click.echo("nothing to send: all of it waits or runs already")
-    for warning in outcome.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    _warn(outcome)
     if outcome.stopped_by is not None:
         click.echo(f"error: {outcome.stopped_by}", err=True)
     if outcome.owed:
         click.echo(f"incomplete: {outcome.owed} elements are not in the queue", err=True)
+
+
+def _warn(outcome: api.SubmitOutcome) -> None:
+    for warning in outcome.warnings:
+        click.echo(f"warning: {warning}", err=True)

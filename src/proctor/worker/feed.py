@@ -172,8 +172,7 @@ class Feed:
                 await self.keep.failure(replace(answer, key=twin))
             else:
                 await self.keep.alias(twin, answer.physical_key)
-            if (ended := self._settled(twin)) is not None:
-                await self._finish(ended)
+            await self._over(twin)
 
     async def close(self) -> None:
         """Give back what was claimed and not answered, so that nobody waits for it. To be called once, at the end."""
@@ -305,12 +304,10 @@ class Feed:
         for resolved in batch:
             if isinstance(resolved, Failure):
                 await self.keep.failure(resolved)
-                if (ended := self._settled(resolved.key)) is not None:
-                    await self._finish(ended)
+                await self._over(resolved.key)
             elif resolved.physical_key in stored or _short(resolved.physical_key) in self._answered:
                 await self.keep.alias(resolved.key, resolved.physical_key)
-                if (ended := self._settled(resolved.key)) is not None:
-                    await self._finish(ended)
+                await self._over(resolved.key)
             elif resolved.physical_key in self._first:
                 self._twins.setdefault(self._first[resolved.physical_key], []).append(resolved.key)
             else:
@@ -344,6 +341,11 @@ class Feed:
             return None
         del self._open[sequence]
         return claim.claim
+
+    async def _over(self, key: str) -> None:
+        """One key of a claim needs nothing more."""
+        if (ended := self._settled(key)) is not None:
+            await self._finish(ended)
 
     async def _finish(self, claim: Claim) -> None:
         async with self._ledger_turn:

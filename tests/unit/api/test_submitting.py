@@ -14,13 +14,15 @@ from proctor import api
 from proctor.api import submitting
 from proctor.api.context import RunContext
 from proctor.api.progress import Progress
+from proctor.api.sent import job_prefix
 from proctor.api.submitting import Site, SubmitOutcome
 from proctor.errors import ProctorError
 from proctor.launch.slurm.cluster import Node, Partition
+from proctor.launch.slurm.records import parse_queue
 from proctor.launch.slurm.scheduler import SlurmScheduler
 from proctor.worker.events import Event
 
-from .conftest import Room
+from .conftest import Desk, Room, says
 
 NODE = Node(name="n1", state="idle", cpus=8, memory_mb=1000, gpus=0, gpus_used=0, gpu_types=())
 MAIN = Partition(
@@ -126,3 +128,35 @@ def test_a_partition_that_allows_less_than_guessed_is_used_with_a_warning(
     seen_before(config, 40.0)
     with pytest.raises(ProctorError, match="does not fit the work"):
         dry(config)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_slurm_holds_is_cancelled_where_nothing_is_owed(
+    room: Room, monkeypatch: pytest.MonkeyPatch, *, dry_run: bool
+) -> None:
+    """A start that failed because the work was done by a copy that the controller forgot."""
+    config = room.run([{"native": room.task("t", ["a"])}], launch={"type": "slurm", "cluster": "generic"})
+    Desk.open(config).answer(says("a"))
+    name = job_prefix(RunContext.open(config)) + "x"
+    line = "7|7|1|PENDING|1|0|N/A|N/A|N/A||u|(null)|(null)|main|{reason}|{name}|\n"
+    held = parse_queue(
+        line.format(name=name, reason="launch failed requeued held")
+        + line.format(name="other", reason="launch failed requeued held").replace("7|7", "8|8", 1)
+        + line.format(name=name, reason="Priority").replace("7|7", "9|9", 1)
+    )
+    cancelled: list[str] = []
+
+    class Controller:
+        commands = None
+
+        async def cancel(self, ids: list[str]) -> None:
+            cancelled.extend(ids)
+
+    async def connected(*_: object) -> Controller:
+        return Controller()
+
+    monkeypatch.setattr(SlurmScheduler, "open", connected)
+    monkeypatch.setattr(submitting, "read_queue", lambda _: held)
+    found = asyncio.run(api.submit(config, dry_run=dry_run))
+    assert found.plan.owed == 0
+    assert (cancelled, len(found.warnings)) == (([], 0) if dry_run else (["7_1"], 1))
