@@ -102,18 +102,12 @@ class Disturbed:
     def finish(self, expected: Rows) -> None:
         """Let it end, submit what is still owed, and compare."""
         lab = self.lab
-        for _ in range(5):
-            # What Slurm failed to start it holds, and may hold again: the next `submit` releases it each time.
-            lab.wait(lambda: all(r.stuck for r in lab.workers()))
-            if not lab.workers():
-                break
-            lab.run("submit", str(self.config))
-        lab.wait_idle()
+        self._end()
         for _ in range(3):
             if lab.scored() == expected:
                 break
             lab.run("submit", str(self.config))
-            lab.wait_idle()
+            self._end()
         assert expected in (lab.scored(), lab.scores(self.config)), lab.story()
         asked, now = lab.asked(), lab.acknowledged()
         repeated = {d: asked[d] - n for d, n in self._asked.items() if asked[d] != n}
@@ -123,6 +117,15 @@ class Disturbed:
         assert min(lab.asked_words(WORDS).values()) >= 1
         allowed = self.again + lab.answers().duplicates
         assert twice <= allowed, f"{twice} asked twice, {allowed} allowed\n{lab.story()}"
+
+    def _end(self) -> None:
+        """Wait for the end. What Slurm failed to start it holds, and may hold again: `submit` lets it go each time."""
+        for _ in range(5):
+            self.lab.wait(lambda: all(r.stuck for r in self.lab.workers()))
+            if not self.lab.workers():
+                break
+            self.lab.run("submit", str(self.config))
+        self.lab.wait_idle()
 
 
 def kill_one(run: Disturbed, module: str) -> None:
