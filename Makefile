@@ -54,6 +54,7 @@ bench: .venv/.dev $(PEERS)/.installed $(HARNESS)/.models
 	$(BIN)/python -m bench.replicas --json bench/results/replicas.json
 	$(BIN)/python -m bench.generate --json bench/results/generate.json
 	$(BIN)/python -m bench.loglikelihood --json bench/results/loglikelihood-tiny.json
+	$(BIN)/python -m bench.swap --json bench/results/swap.json
 	PROCTOR_LM_EVAL_PYTHON=$(abspath $(HARNESS)/bin/python) $(BIN)/python -m bench.startup --json bench/results/startup.json
 
 # A Slurm cluster of four virtual nodes on this machine (Linux, root), for work by hand: eval "$$(make -s slurm-up)".
