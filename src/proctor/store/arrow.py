@@ -34,8 +34,9 @@ def checked(path: Path, hint: str, work: Callable[[], _T]) -> _T:
 @contextlib.contextmanager
 def opened(path: Path, hint: str) -> Generator[Any]:
     """The parquet file at `path`, whose pages' checksums are verified when they are read. Raises as `checked`."""
-    # Opened here, so that a missing file is an OSError with its number, and closed for certain.
-    with path.open("rb") as source:
+    # Opened here, so that it is closed for certain. Arrow's own file, not Python's: Arrow's threads outlive what they
+    # read, and one that lets go of a Python object while the interpreter ends aborts the process.
+    with checked(path, hint, lambda: pa.OSFile(str(path))) as source:
         yield checked(path, hint, lambda: pq.ParquetFile(source, page_checksum_verification=True))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +131,35 @@ def test_an_interpreter_that_must_be_started_to_be_known_has_no_key(tmp_path: Pa
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     assert LmEvalSource().input_key(LmEvalTask(lm_eval=("x",), python=str(program))) is None
+
+
+def test_added_tasks_are_listed_without_reading_lm_evals_own_again(tmp_path: Path) -> None:
+    asked: list[tuple[bool, list[str]]] = []
+
+    def run(_python: str | None, _module: str, _directory: Path, job: Mapping[str, Any], **_: object) -> Any:
+        asked.append((job["own"], [Path(path).name for path in job["include_path"]]))
+        row = [path.stem for place in job["include_path"] for path in sorted(Path(place).glob("*.yaml"))]
+        return {
+            "version": PROVEN,
+            "metadata": str(tmp_path),
+            "own": [["a", "task", "own/a.yaml", [], []], ["b", "task", "own/b.yaml", [], []]] if job["own"] else None,
+            "added": [[name, "task", f"added/{name}.yaml", [], []] for name in row],
+        }
+
+    source = LmEvalSource(environment(tmp_path / "e", PROVEN), run=run)
+    for name, tasks in (("first", "bc"), ("second", "d")):
+        (tmp_path / name).mkdir()
+        for task in tasks:
+            (tmp_path / name / f"{task}.yaml").touch()
+
+    def listed(*names: str) -> dict[str, str]:
+        return {i.name: i.path for i in source.list(include=[str(tmp_path / n) for n in names])}
+
+    first = {"a": "own/a.yaml", "b": "added/b.yaml", "c": "added/c.yaml"}
+    assert listed("first") == listed("first") == first
+    assert listed("second") == {"a": "own/a.yaml", "b": "own/b.yaml", "d": "added/d.yaml"}
+    assert listed() == {"a": "own/a.yaml", "b": "own/b.yaml"}
+    assert listed("first", "second") == {**first, "d": "added/d.yaml"}
+    assert asked == [(True, ["first"]), (False, ["second"]), (False, ["first", "second"])]
+    (tmp_path / "first" / "e.yaml").touch()
+    assert listed("first") == {**first, "e": "added/e.yaml"}

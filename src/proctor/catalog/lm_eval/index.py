@@ -1,4 +1,7 @@
-"""Child: every name that lm-eval knows. Job: {include_path}. Result: {version, metadata, rows}."""
+"""Child: every name that lm-eval knows. Job: {include_path, own}. Result: {version, metadata, own, added}.
+
+`own`: rows of lm-eval's own tasks, where the job asks for them; `added`: those of `include_path`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from proctor.catalog.lm_eval.wire import serve
 
 def main(_directory: Path, job: Mapping[str, Any]) -> Any:
     """List everything."""
-    return {"version": version(), "metadata": metadata(), "rows": index_rows(job["include_path"])}
+    return {
+        "version": version(),
+        "metadata": metadata(),
+        "own": index_rows([], own=True) if job["own"] else None,
+        "added": index_rows(job["include_path"], own=False),
+    }
 
 
 if __name__ == "__main__":

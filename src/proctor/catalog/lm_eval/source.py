@@ -249,18 +249,17 @@ def _place(python: str | None) -> Location | None:
 
 
 def _index(run: RunModule, python: str | None, include_path: list[str]) -> Path:
-    """The file with all names; made by a child when lm-eval or a file of `include_path` has changed."""
+    """The file with all names. A child lists what has changed: lm-eval's own tasks, or those of `include_path`."""
     paths = [os.path.abspath(os.path.expanduser(path)) for path in include_path]
-    stamps = [[path, _yaml_stamps(path)] for path in paths]
-    home = cache_directory() / "lm_eval"
+    stamps: list[Json] = [[path, _yaml_stamps(path)] for path in paths]
     place = _place(python)
-    if place is not None:
-        file = home / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
-        if file.exists():
-            return file
+    if place is not None and (file := _index_file(python, place, stamps)).exists():
+        return file
+    # Reading lm-eval's thousands of files takes it many seconds; those of `include_path` are read without them.
+    own = place is None or not _index_file(python, place, []).exists()
     with tempfile.TemporaryDirectory(prefix="proctor-index-") as name:
         try:
-            result = run(python, f"{_CHILD}.index", Path(name), {"include_path": paths}, env=ENVIRONMENT)
+            result = run(python, f"{_CHILD}.index", Path(name), {"include_path": paths, "own": own}, env=ENVIRONMENT)
         except HarnessError as error:
             if "No module named 'lm_eval'" in error.message:
                 raise MissingTool(f"{python} has no lm-eval", hint=install_hint(python)) from error
@@ -269,9 +268,23 @@ def _index(run: RunModule, python: str | None, include_path: list[str]) -> Path:
     found = Location(version=result["version"], metadata=Path(result["metadata"]))
     _write(_remembered(python), [found.version, str(found.metadata)])
     place = place or found
-    file = home / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
-    _write(file, result["rows"])
+    file = _index_file(python, place, [])
+    if own:
+        _write(file, result["own"])
+    if paths:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        file = _index_file(python, place, stamps)
+        _write(file, merged(rows, result["added"]))
     return file
+
+
+def merged(own: list[list[Json]], added: list[list[Json]]) -> list[list[Json]]:
+    """Rows of names as lm-eval puts them together: what is added takes the place of what has the same name."""
+    return list({row[0]: row for row in [*own, *added]}.values())
+
+
+def _index_file(python: str | None, place: Location, stamps: list[Json]) -> Path:
+    return cache_directory() / "lm_eval" / f"index-{digest([python, list(place.stamp), stamps])[:32]}.json"
 
 
 def _write(file: Path, value: Json) -> None:

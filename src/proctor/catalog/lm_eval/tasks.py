@@ -57,9 +57,9 @@ class Plan:
     """Rows of the index that this name needed."""
 
 
-def index_rows(include_path: list[str]) -> list[list[Any]]:
-    """[name, kind, path, tags, members] of everything lm-eval knows, its own tasks and those of `include_path`."""
-    index = TaskManager(include_path=_checked(include_path) or None).task_index
+def index_rows(include_path: list[str], *, own: bool) -> list[list[Any]]:
+    """[name, kind, path, tags, members] of everything in `include_path`, and of lm-eval's `own` tasks."""
+    index = TaskManager(include_path=_checked(include_path) or None, include_defaults=own).task_index
     return [_row(name, entry) for name, entry in index.items() if entry.kind in KINDS]
 
 
