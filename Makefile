@@ -28,7 +28,7 @@ test: .venv/.dev $(HARNESS)/.models
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	@# What fails beside everything else on a busy machine gets one more try alone; what fails twice fails.
-	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder \
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --durations 25 --dist loadgroup --no-loadscope-reorder \
 	  || { $(BIN)/python tests/tools/name_failed.py .pytest_cache/v/cache/lastfailed; \
 	    env -u PROCTOR_TEST_UNTIL $(TEST_ENV) $(BIN)/pytest -q --timeout 400 --last-failed --last-failed-no-failures none; }
 

@@ -75,7 +75,7 @@ class CommandRecipe:
         return Command(argv=("/bin/sh", "-c", self._spec.shell or ""), env=env)
 
     async def describe(self, probe: Probe, log: Path) -> Facts:
-        version = (await probe.get("/version")).field("version")
+        version = (await probe.learn("/version")).field("version")
         shown = list(self._spec.argv) if self._spec.argv is not None else self._spec.shell
         return Facts(version=str(version or "unknown"), details={"command": shown})
 

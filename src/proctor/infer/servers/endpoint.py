@@ -132,10 +132,10 @@ class Endpoint:
 
     async def _describe(self, backend: Backend) -> EngineInfo:
         probe = self._probe(backend.url)
-        entries = (await probe.get("/v1/models")).field("data")
+        entries = (await probe.learn("/v1/models")).field("data")
         owners = [field_of(entry, "owned_by") for entry in cast(list[Any], entries or [])]
         owner = str(owners[0] or "") if owners else ""
-        version = (await probe.get("/version")).field("version")
+        version = (await probe.learn("/version")).field("version")
         return EngineInfo(
             engine=_ENGINES.get(owner, "openai"),
             version=str(version or "unknown"),

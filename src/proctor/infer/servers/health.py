@@ -21,6 +21,9 @@ _POLL_FIRST_S: Final = 0.05
 _POLL_LONGEST_S: Final = 1.0
 _QUIET_S: Final = 60.0
 """A start-up that shows no sign of life for so long is called stalled when its time is up."""
+_AGAIN: Final = 3
+_AGAIN_S: Final = 0.5
+"""How often, and after what pause, a server is asked again what it is."""
 
 
 class StartState(StrEnum):
@@ -102,6 +105,16 @@ class Probe:
             return Reply(status=0, error=f"no answer within {self._timeout.total:g} s")
         except (aiohttp.ClientError, ValueError) as error:
             return Reply(status=0, error=told(error))
+
+    async def learn(self, path: str) -> Reply:
+        """`get`, again while nothing answers: for what a server says of itself, which its answers are kept with."""
+        reply = await self.get(path)
+        for _ in range(_AGAIN):
+            if reply.status:
+                break
+            await asyncio.sleep(_AGAIN_S)
+            reply = await self.get(path)
+        return reply
 
 
 def listed_names(reply: Reply) -> list[str] | None:

@@ -59,7 +59,7 @@ class SglangRecipe:
         return server_command(self._spec.python, "sglang.launch_server", *words, inside=place.inside)
 
     async def describe(self, probe: Probe, log: Path) -> Facts:
-        said = await probe.get("/get_server_info")
+        said = await probe.learn("/get_server_info")
         return Facts(
             version=str(said.field("version") or "unknown"),
             dtype=str(find_argument(self._spec.args, "dtype") or said.field("dtype") or "unknown"),

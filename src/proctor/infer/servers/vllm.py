@@ -80,7 +80,7 @@ class VllmRecipe:
         return max(1, min(_KV_MOST_GIB, available // (_KV_SHARE * self._spec.replicas)))
 
     async def describe(self, probe: Probe, log: Path) -> Facts:
-        version = (await probe.get("/version")).field("version")
+        version = (await probe.learn("/version")).field("version")
         # What `--dtype auto` came to stands only in the engine's own configuration line.
         found = re.findall(r"\bdtype=(?:torch\.)?(\w+)", tail(log, lines=100_000, limit=4 << 20))
         chosen = found[-1] if found else str(find_argument(self._spec.args, "dtype") or "auto")
