@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,9 +35,8 @@ def checked(path: Path, hint: str, work: Callable[[], _T]) -> _T:
 @contextlib.contextmanager
 def opened(path: Path, hint: str) -> Generator[Any]:
     """The parquet file at `path`, whose pages' checksums are verified when they are read. Raises as `checked`."""
-    # Opened here, so that it is closed for certain. Arrow's own file, not Python's: Arrow's threads outlive what they
-    # read, and one that lets go of a Python object while the interpreter ends aborts the process.
-    with checked(path, hint, lambda: pa.OSFile(str(path))) as source:
+    # Opened here, so that it is closed for certain.
+    with checked(path, hint, lambda: _native(path)) as source:
         yield checked(path, hint, lambda: pq.ParquetFile(source, page_checksum_verification=True))
 
 
@@ -44,3 +44,18 @@ def read_table(path: Path, hint: str, columns: list[str] | None = None) -> Any:
     """The whole table, or these columns of it. Raises as `checked`."""
     with opened(path, hint) as file:
         return checked(path, hint, lambda: file.read(columns=columns, use_threads=False))
+
+
+def _native(path: Path) -> Any:
+    """A file of Arrow's own, not Python's.
+
+    Arrow's threads outlive what they read: one that lets go of a Python object while the interpreter ends aborts the
+    process (https://github.com/apache/arrow/issues/34314).
+    """
+    try:
+        return pa.OSFile(str(path))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # Arrow's own text says path and number once more.
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

@@ -31,8 +31,10 @@ def test_arrow_reads_from_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_missing_file_is_no_damaged_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), opened(tmp_path / "t.parquet", "hint"):
+    path = tmp_path / "t.parquet"
+    with pytest.raises(FileNotFoundError) as caught, opened(path, "hint"):
         pass
+    assert str(caught.value) == f"[Errno 2] No such file or directory: {str(path)!r}"
 
 
 def test_what_is_no_file_is_damage(tmp_path: Path) -> None:

@@ -21,9 +21,8 @@ _POLL_FIRST_S: Final = 0.05
 _POLL_LONGEST_S: Final = 1.0
 _QUIET_S: Final = 60.0
 """A start-up that shows no sign of life for so long is called stalled when its time is up."""
-_AGAIN: Final = 3
 _AGAIN_S: Final = 0.5
-"""How often, and after what pause, a server is asked again what it is."""
+"""After this pause a server that did not answer is asked again what it is."""
 
 
 class StartState(StrEnum):
@@ -107,11 +106,9 @@ class Probe:
             return Reply(status=0, error=told(error))
 
     async def learn(self, path: str) -> Reply:
-        """`get`, again while nothing answers: for what a server says of itself, which its answers are kept with."""
+        """`get`, once more if nothing answered: for what a server says of itself, which its answers are kept with."""
         reply = await self.get(path)
-        for _ in range(_AGAIN):
-            if reply.status:
-                break
+        if reply.status == 0:
             await asyncio.sleep(_AGAIN_S)
             reply = await self.get(path)
         return reply
