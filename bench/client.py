@@ -1,9 +1,9 @@
 """The inference client against others, side by side in one run, on a mock server that is not the bottleneck.
 
 process: Proctor's worker with its journal (`bench.worker_path`), the bare loop of the HTTP library that it uses, and
-the openai SDK, each a process of its own, in turns. commands: `proctor run`, lm-eval and Inspect from start to printed
-score, the peers at the best of --peer-in-flight. memory: the worker's over --memory-requests. stages: where its CPU
-goes.
+the openai SDK, each a process of its own, in turns. commands: `proctor run` with one worker and with two, lm-eval and
+Inspect from start to printed score, the peers at the best of --peer-in-flight. memory: the worker's over
+--memory-requests. stages: where its CPU goes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ SDK_SHARE: Final = 10
 """The SDK is asked so many times fewer requests: its rate does not depend on how many there are."""
 SWEEP_SHARE: Final = 5
 """The best concurrency of a peer is looked for on so many times fewer samples."""
+WORKERS: Final = 2
+"""Whole commands also with so many, who share the requests in flight: one process is one core's worth of asking."""
 Say = Callable[[str], None]
 
 
@@ -136,8 +138,8 @@ class Command:
 
     run: Callable[[], commands.Run]
     in_flight: int
-    peer_of: str | None = None
-    """Whose samples/s are set against its own."""
+    peer_of: Sequence[str] = ()
+    """Those whose samples/s are set against its own."""
 
 
 def whole_commands(setting: Setting, say: Say) -> dict[str, Any]:
@@ -155,13 +157,13 @@ def whole_commands(setting: Setting, say: Say) -> dict[str, Any]:
             "cpu_ms_per_sample": spread(cpu).as_json(),
             "runs": [asdict(r) for r in runs[name]],
         }
-        say(f"{name:20} {case.in_flight:>5} in flight  {spread(rate)} samples/s; CPU {spread(cpu)} ms a sample")
-        if case.peer_of is not None:
-            ours = runs[case.peer_of]
+        say(f"{name:30} {case.in_flight:>5} in flight  {spread(rate)} samples/s; CPU {spread(cpu)} ms a sample")
+        for one in case.peer_of:
+            ours = runs[one]
             faster = ratio([r.samples_per_s for r in ours], rate).as_json()
             cheaper = ratio(cpu, [r.cpu_ms for r in ours]).as_json()
-            found |= {"proctor_faster": faster, "proctor_cheaper": cheaper}
-            say(f"{'':20} Proctor: {shown(faster)} times the samples/s, {shown(cheaper)} times less CPU")
+            found[f"against {one}"] = {"proctor_faster": faster, "proctor_cheaper": cheaper}
+            say(f"{'':30} {one}: {shown(faster)} times the samples/s, {shown(cheaper)} times less CPU")
         out[name] = found
     return out
 
@@ -177,14 +179,15 @@ def prepared(root: Path, setting: Setting, say: Say) -> dict[str, Command]:
     cases: dict[str, Command] = {}
     for route in setting.routes:
         chat = route == "chat"
-        cases[f"Proctor {route}"] = Command(
-            run=partial(commands.proctor, full, setting.url, samples=setting.samples, chat=chat, in_flight=most),
-            in_flight=most,
-        )
+        ours = {f"Proctor {route}": 1, f"Proctor {route}, {WORKERS} workers": WORKERS}
+        run = partial(commands.proctor, full, setting.url, samples=setting.samples, chat=chat, in_flight=most)
+        cases |= {name: Command(run=partial(run, workers=n), in_flight=most) for name, n in ours.items()}
         ask = partial(commands.lm_eval, url=setting.url, chat=chat)
         best = at_best(partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.peer_in_flight, say)
         cases[f"lm-eval {route}"] = Command(
-            run=partial(ask, full, samples=setting.samples, in_flight=best), in_flight=best, peer_of=f"Proctor {route}"
+            run=partial(ask, full, samples=setting.samples, in_flight=best),
+            in_flight=best,
+            peer_of=tuple(ours),
         )
     if "chat" in setting.routes:
         ask = partial(commands.inspect, url=setting.url)
@@ -193,7 +196,7 @@ def prepared(root: Path, setting: Setting, say: Say) -> dict[str, Command]:
         cases["Inspect chat"] = Command(
             run=partial(ask, few_documents, samples=setting.inspect_samples, in_flight=best),
             in_flight=best,
-            peer_of="Proctor chat",
+            peer_of=("Proctor chat",),
         )
     return cases
 

@@ -34,6 +34,7 @@ tasks:
   - native: ["{task}"]
     apply_chat_template: {chat}
 engine: {{max_in_flight: {in_flight}, max_length: 32768}}
+launch: {{workers: {workers}}}
 """
 
 
@@ -56,8 +57,8 @@ class Run:
         return 1000 * self.cpu_s / self.samples
 
 
-def proctor(tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int = 1024) -> Run:
-    """`proctor run`, with a new store."""
+def proctor(tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int = 1024, workers: int = 1) -> Run:
+    """`proctor run`, with a new store; the workers share the requests in flight."""
     directory = tasks / "proctor"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -66,7 +67,8 @@ def proctor(tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int =
         model=MODEL,
         task=tasks / "bench-native.yaml",
         chat=str(chat).lower(),
-        in_flight=in_flight,
+        in_flight=in_flight // workers,
+        workers=workers,
     )
     (directory / "run.yaml").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "proctor", "run", "run.yaml"]

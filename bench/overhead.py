@@ -63,7 +63,9 @@ def one_run(config: str, began: float) -> None:
     marks.note("began", began)
     from proctor import api
     from proctor.cli.scores import show_scores
+    from proctor.processes.garbage import collect_seldom
 
+    collect_seldom()
     marks.note("imported")
     outcome = asyncio.run(api.run(config, progress=cast("Any", marks)))
     marks.note("scored")
@@ -99,6 +101,7 @@ def prepare(directory: Path, url: str, options: argparse.Namespace) -> list[str]
         task=directory / "bench-native.yaml",
         chat=str(chat).lower(),
         in_flight=options.in_flight,
+        workers=1,
     )
     path = directory / "run.yaml"
     path.write_text(text, encoding="utf-8")

@@ -20,12 +20,16 @@ KEY_VERSION: Final = 1
 """Part of every key; raised when the canonical form of a request changes."""
 
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+"""Kept: `json.dumps` makes one for each call that does not use its defaults."""
+
+
 def canonical_json(value: Json) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces, ASCII, types kept (1 is not 1.0).
 
     Raises ValueError for NaN and infinities, TypeError for values that JSON cannot express.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def digest(value: Json) -> str:

@@ -18,7 +18,7 @@ from proctor.api.local_workers import local_workers
 from proctor.api.progress import Progress, WorkerEvents
 from proctor.api.targets import Target
 from proctor.config.engines import Launch
-from proctor.config.spec import EndpointServer, LocalLaunch, OpenAIEngine
+from proctor.config.spec import LocalLaunch
 from proctor.errors import ConfigError, LaunchError, ProctorError
 from proctor.launch.launcher import Job as LaunchJob
 from proctor.launch.launcher import JobState, JobStatus
@@ -42,8 +42,8 @@ class Asked:
 class Workers:
     """A context manager: leaving it ends every worker that still runs.
 
-    Workers that start servers can be begun before there is a plan: they wait, with their servers coming up, for a file
-    of this command's own (see `worker.__main__`).
+    Workers can be begun before there is a plan: they wait, with their servers coming up, for a file of this command's
+    own (see `worker.__main__`).
     """
 
     context: RunContext
@@ -66,11 +66,11 @@ class Workers:
             self.context.directory.plan_token(self._token).unlink()
 
     async def begin(self, targets: Sequence[Target]) -> None:
-        """Start the workers whose servers take time to come up; the others are left to `ask`.
+        """Start the workers: an interpreter takes a second to start, a server minutes.
 
         Raises ConfigError for another launcher than this machine's, LaunchError for what could never run.
         """
-        starting = [(t, t.launch.workers) for t in targets if isinstance(t.launch, LocalLaunch) and _serves(t)]
+        starting = [(t, t.launch.workers) for t in targets if isinstance(t.launch, LocalLaunch)]
         if not starting or not isinstance(self.context.spec.launch, LocalLaunch):
             return
         launcher, _ = await self._open()
@@ -125,14 +125,6 @@ class Workers:
     def _jobs(self, target: Target, workers: int, cost_s: float, *flags: str) -> list[LaunchJob]:
         flags = (*flags, *(["--retry-failed"] if self.retry_failed else []))
         return local_workers(self.context, target, workers=workers, cost_s=cost_s, flags=flags)
-
-
-def _serves(target: Target) -> bool:
-    """Whether its worker starts a server."""
-    engine = target.engine
-    return (
-        isinstance(engine, OpenAIEngine) and engine.server is not None and not isinstance(engine.server, EndpointServer)
-    )
 
 
 def _here(launch: Launch) -> LocalLaunch:

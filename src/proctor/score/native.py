@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,9 @@ from proctor.score.replay import Marks, MetricValue
 
 FIRST: Final = "none"
 """The filter that scores each document's first answer; named as lm-evaluation-harness names no filter."""
+
+Compare = Callable[[str, Sequence[str]], float]
+"""Marks an extracted answer against its references."""
 
 
 class NativeReplay:
@@ -76,6 +79,8 @@ class _Leaf:
     recording: Recording
     output: str
     specs: tuple[MetricSpec, ...]
+    compares: tuple[tuple[str, Compare], ...]
+    """Of generations: each metric as it is shown, and how it marks."""
     extract: tuple[ExtractStep, ...]
     repeats: int
     expects_stop: bool
@@ -93,10 +98,12 @@ class _Leaf:
                 grouped[instance.doc_id].append(instance)
             if recording.source != "native" or grouped.keys() != documents.keys():
                 raise ValueError("instances and documents do not agree")
+            specs = tuple(MetricSpec.model_validate(m) for m in marking["metrics"])
             return cls(
                 recording=recording,
                 output=marking["output"],
-                specs=tuple(MetricSpec.model_validate(m) for m in marking["metrics"]),
+                specs=specs,
+                compares=tuple((s.shown, _comparison(s)) for s in specs),
                 extract=tuple(ExtractStep.model_validate(s) for s in marking["extract"]),
                 repeats=int(marking["repeats"]),
                 expects_stop=bool(marking["expects_stop"]),
@@ -211,7 +218,7 @@ class _Leaf:
         texts = [_text(r) for r in responses]
         extracted = [extract(text, self.extract) for text in texts]
         each = [
-            {s.shown: 0.0 if answer is None else _marked_answer(s, answer, references) for s in self.specs}
+            {shown: 0.0 if answer is None else compare(answer, references) for shown, compare in self.compares}
             for answer in extracted
         ]
         shown = [answer or "" for answer in extracted]
@@ -316,16 +323,19 @@ def _found(text: str, step: ExtractStep) -> str | None:
     return found[0] if step.which == "first" else found[-1]
 
 
-def _marked_answer(spec: MetricSpec, answer: str, references: Sequence[str]) -> float:
+def _comparison(spec: MetricSpec) -> Compare:
+    """How one metric marks an answer against its references."""
+    if spec.metric == "regex":
+        return lambda answer, references: metrics.regex_found(
+            answer, [spec.pattern] if spec.pattern is not None else references
+        )
+    if spec.metric == "f1":
+        return metrics.token_f1
     ignoring = metrics.Ignoring(
         case=spec.ignore_case, punctuation=spec.ignore_punctuation, whitespace=spec.ignore_whitespace
     )
-    if spec.metric == "regex":
-        return metrics.regex_found(answer, [spec.pattern] if spec.pattern is not None else references)
-    if spec.metric == "f1":
-        return metrics.token_f1(answer, references)
     compare = metrics.contains if spec.metric == "contains" else metrics.exact_match
-    return compare(answer, references, ignoring)
+    return lambda answer, references: compare(answer, references, ignoring)
 
 
 def _logprob(response: Response) -> float:

@@ -340,7 +340,7 @@ class _Reader:
             return None
         try:
             row = rows.parse(body)
-            same = _same(index.rows.key, number, row["key"])
+            same = row["key"] == key or _same(index.rows.key, number, row["key"])  # an alias has another key
             if row["type"] != rows.FAILURE:
                 same &= _same(index.rows.physical, number, row["physical_key"])
             return rows.answer_of(row, key=key) if same else None

@@ -6,6 +6,7 @@ as well; so folded, all of them count, also where something else than a hash is 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +20,9 @@ KeyArray = NDArray[np.uint64]
 
 _FOLD: Final = 0x9E3779B97F4A7C15
 """Odd, so that nothing is lost: the golden ratio's first 64 bits."""
+
+_WORDS: Final = struct.Struct(">4Q")
+_WORD: Final = 2**64 - 1
 
 _NIBBLES: Final = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.uint8)
@@ -45,9 +49,12 @@ def from_bytes(data: bytes, width: int) -> KeyArray:
 
 
 def folded(key: str) -> tuple[int, int]:
-    """One key as it stands in an array."""
-    words = [int(key[i : i + 16], 16) for i in (0, 16, 32, 48)]
-    return (words[0] + words[2] * _FOLD) % 2**64, (words[1] + words[3] * _FOLD) % 2**64
+    """One key as it stands in an array. ValueError for another number of digits."""
+    data = bytes.fromhex(key)
+    if len(data) != _WORDS.size:
+        raise ValueError(f"a key is 64 hexadecimal digits, not {key!r}")
+    a, b, c, d = _WORDS.unpack(data)
+    return (a + c * _FOLD) & _WORD, (b + d * _FOLD) & _WORD
 
 
 def to_bytes(keys: KeyArray) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -210,7 +211,12 @@ def _cap(request: Request) -> int:
     """The length limit as the task states it; 256 is the default of lm-eval's classes."""
     if request.kind is not Kind.GENERATE:
         return 0
-    arguments = json.loads(request.arguments)
+    return _length_limit(request.arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _length_limit(text: str) -> int:
+    arguments = json.loads(text)
     for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
         if isinstance(arguments.get(name), int):
             return int(arguments[name])

@@ -44,13 +44,11 @@ def write_scores(directory: Path, run: str, scored: Sequence[ScoredSuite]) -> st
     """Write one part for all of `scored`; its name. Raises StoreError."""
     name = uuid.uuid4().hex
     head = {"run": run, "written": time.time(), "suites": [[s.model, s.label, s.suite] for s in scored]}
-    rows = [_row_cells(n, run, s, row) for n, s in enumerate(scored) for row in s.rows]
-    samples = [_sample_cells(n, run, s, sample) for n, s in enumerate(scored) for sample in s.samples]
     with store_errors("write scores", directory):
         make_directory(directory)
         # The rows come last: a part that is there has its samples.
-        _publish(directory / f"samples-{name}.parquet", samples, _SAMPLE_SCHEMA, head)
-        _publish(directory / f"part-{name}.parquet", rows, _ROW_SCHEMA, head)
+        _publish(directory / f"samples-{name}.parquet", _sample_columns(run, scored), _SAMPLE_SCHEMA, head)
+        _publish(directory / f"part-{name}.parquet", _row_columns(run, scored), _ROW_SCHEMA, head)
     return name
 
 
@@ -108,10 +106,20 @@ _ROW_SCHEMA: Final = _schema(_ROW_FIELDS)
 _SAMPLE_SCHEMA: Final = _schema(["model", "label", *_SAMPLE_FIELDS])
 
 
-def _row_cells(ordinal: int, run: str, scored: ScoredSuite, row: ScoreRow) -> dict[str, Any]:
-    cells: dict[str, Any] = {name: getattr(row, name) for name in _ROW_FIELDS}
-    cells["coverage"] = json.dumps(asdict(row.coverage))
-    return cells | {"ordinal": ordinal, "run": run, "suite": scored.suite}
+def _row_columns(run: str, scored: Sequence[ScoredSuite]) -> dict[str, list[Any]]:
+    rows = [row for one in scored for row in one.rows]
+    columns = {name: [getattr(row, name) for row in rows] for name in _ROW_FIELDS}
+    columns["coverage"] = [json.dumps(asdict(row.coverage)) for row in rows]
+    return columns | _places(run, [(n, one) for n, one in enumerate(scored) for _ in one.rows])
+
+
+def _places(run: str, owners: Sequence[tuple[int, ScoredSuite]]) -> dict[str, list[Any]]:
+    """Of which suite each line is."""
+    return {
+        "ordinal": [n for n, _ in owners],
+        "run": [run] * len(owners),
+        "suite": [one.suite for _, one in owners],
+    }
 
 
 def _row(cells: dict[str, Any]) -> ScoreRow:
@@ -122,19 +130,16 @@ def _row(cells: dict[str, Any]) -> ScoreRow:
     return ScoreRow(**values)
 
 
-def _sample_cells(ordinal: int, run: str, scored: ScoredSuite, sample: SampleScore) -> dict[str, Any]:
-    cells: dict[str, Any] = {name: getattr(sample, name) for name in _SAMPLE_FIELDS}
+def _sample_columns(run: str, scored: Sequence[ScoredSuite]) -> dict[str, list[Any]]:
+    samples = [sample for one in scored for sample in one.samples]
+    columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _SAMPLE_FIELDS}
     for name in ("prompt", "target"):
-        cells[name] = _text(cells[name])
+        columns[name] = [_text(value) for value in columns[name]]
     for name in ("responses", "extracted"):
-        cells[name] = [_text(value) for value in cells[name]]
-    return cells | {
-        "ordinal": ordinal,
-        "run": run,
-        "suite": scored.suite,
-        "model": scored.model,
-        "label": scored.label,
-    }
+        columns[name] = [[_text(value) for value in values] for values in columns[name]]
+    owners = [(n, one) for n, one in enumerate(scored) for _ in one.samples]
+    whose = {"model": [one.model for _, one in owners], "label": [one.label for _, one in owners]}
+    return columns | whose | _places(run, owners)
 
 
 def _sample(cells: dict[str, Any]) -> SampleScore:
@@ -146,11 +151,11 @@ def _sample(cells: dict[str, Any]) -> SampleScore:
 
 def _text(value: str) -> str:
     """Parquet holds UTF-8 only: a lone surrogate, which a server may send, becomes its escape."""
-    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _publish(path: Path, cells: list[dict[str, Any]], schema: Any, head: dict[str, Any]) -> None:
-    table = pa.Table.from_pylist(cells, schema=schema.with_metadata({_META: json.dumps(head)}))
+def _publish(path: Path, columns: dict[str, list[Any]], schema: Any, head: dict[str, Any]) -> None:
+    table = pa.Table.from_pydict(columns, schema=schema.with_metadata({_META: json.dumps(head)}))
 
     def write(temp: Path) -> None:
         pq.write_table(table, temp, compression="zstd", write_page_checksum=True)

@@ -45,7 +45,14 @@ async def until(check, seconds: float = 10.0) -> None:
 
 
 def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
+    return {pid for pid in pids if is_alive(pid)}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # also where it ends between two looks
+        return False
 
 
 async def start_tree(log: Path, grace_s: float = 0.3) -> tuple[ProcessGroup, set[int]]:

@@ -134,7 +134,8 @@ class LaunchedServer:
         self._spec = spec
         self._model = model
         self._paths = paths
-        self._key = api_key or secrets.token_urlsafe(32)
+        # Digits and letters: a command that takes it as an argument would read a dash in front as an option.
+        self._key = api_key or secrets.token_hex(32)
         self._limits = limits or StartLimits(whole_s=spec.start_timeout_s)
         if not self._placement.local:
             # What other nodes compute cannot be seen here: a silent start-up is not a stalled one.
