@@ -1,4 +1,4 @@
-"""Servers come up while tasks are recorded, and whatever becomes of the recording, nothing is left of them."""
+"""Workers and their servers come up while tasks are recorded, and whatever becomes of that, nothing is left of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proctor.catalog.source import Made
 from proctor.config.spec import TaskSpec
 from proctor.errors import TaskError
 
-from .conftest import Lab
+from .conftest import Lab, start_server
 from .test_signals import left_behind
 
 WORDS = [f"word{i:03d}" for i in range(12)]
@@ -60,6 +60,21 @@ def test_servers_start_while_tasks_are_recorded(lab: Lab, monkeypatch: pytest.Mo
     config = lab.write_run(tasks=[lab.write_task("words", WORDS)])
     source = SlowSource(lab, monkeypatch)
     outcome = run(config)
+    assert source.calls == 1
+    assert outcome.complete
+    assert all(lab.asked()[lab.digest(w)] == 1 for w in WORDS)
+    assert not left_behind(lab)
+
+
+def test_workers_of_an_endpoint_start_while_tasks_are_recorded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_server(lab) as url:
+        config = lab.write_run(
+            tasks=[lab.write_task("words", WORDS)],
+            models={"m": {"path": url, "served_model": "default"}},
+            engine={"type": "openai", "server": {"type": "endpoint"}},
+        )
+        source = SlowSource(lab, monkeypatch)
+        outcome = run(config)
     assert source.calls == 1
     assert outcome.complete
     assert all(lab.asked()[lab.digest(w)] == 1 for w in WORDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -117,6 +118,13 @@ async def test_backends_answer_to_their_key_and_to_no_other(server: Server) -> N
             assert await refuses(backend, None)
             assert backend.api_key is not None
             assert backend.api_key not in repr(backend)
+
+
+async def test_a_made_key_is_no_option(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command may take it as an argument; in base 64 these bytes begin with a dash."""
+    monkeypatch.setattr(secrets, "token_bytes", lambda count: b"\xf8" * count)
+    async with build_server(CommandServer(shell=SHELL), ServedModel(path="/m", name=HOSTILE), paths=paths) as server:
+        assert await models(server.backends[0], server.backends[0].api_key) == 200
 
 
 async def test_ensure_leaves_alone_what_is_well(server: Server) -> None:
