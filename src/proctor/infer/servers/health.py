@@ -18,7 +18,8 @@ from proctor.infer.servers.hints import find_cause, killed_hint
 from proctor.processes.group import ProcessGroup, last_words
 
 _POLL_FIRST_S: Final = 0.05
-_POLL_LONGEST_S: Final = 1.0
+_POLL_LONGEST_S: Final = 0.4
+"""What a server that is up may wait for its first request."""
 _QUIET_S: Final = 60.0
 """A start-up that shows no sign of life for so long is called stalled when its time is up."""
 _AGAIN_S: Final = 0.5
