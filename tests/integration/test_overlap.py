@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -56,23 +57,11 @@ def run(config: Path, **more: bool) -> Outcome:
     return asyncio.run(api.run(config, **more))
 
 
-def test_servers_start_while_tasks_are_recorded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = lab.write_run(tasks=[lab.write_task("words", WORDS)])
-    source = SlowSource(lab, monkeypatch)
-    outcome = run(config)
-    assert source.calls == 1
-    assert outcome.complete
-    assert all(lab.asked()[lab.digest(w)] == 1 for w in WORDS)
-    assert not left_behind(lab)
-
-
-def test_workers_of_an_endpoint_start_while_tasks_are_recorded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    with start_server(lab) as url:
-        config = lab.write_run(
-            tasks=[lab.write_task("words", WORDS)],
-            models={"m": {"path": url, "served_model": "default"}},
-            engine={"type": "openai", "server": {"type": "endpoint"}},
-        )
+@pytest.mark.parametrize("running", [False, True], ids=["server", "endpoint"])
+def test_workers_start_while_tasks_are_recorded(lab: Lab, monkeypatch: pytest.MonkeyPatch, running: bool) -> None:
+    with start_server(lab) if running else contextlib.nullcontext() as url:
+        there = {"models": {"m": {"path": url, "served_model": "default"}}, "engine": {"server": {"type": "endpoint"}}}
+        config = lab.write_run(tasks=[lab.write_task("words", WORDS)], **(there if running else {}))
         source = SlowSource(lab, monkeypatch)
         outcome = run(config)
     assert source.calls == 1

@@ -52,7 +52,7 @@ def folded(key: str) -> tuple[int, int]:
     """One key as it stands in an array. ValueError for another number of digits."""
     data = bytes.fromhex(key)
     if len(data) != _WORDS.size:
-        raise ValueError(f"a key is 64 hexadecimal digits, not {key!r}")
+        check_key(key)
     a, b, c, d = _WORDS.unpack(data)
     return (a + c * _FOLD) & _WORD, (b + d * _FOLD) & _WORD
 
