@@ -1,7 +1,7 @@
-"""Marks while others are asked: suites whose answers are all there are marked in the background, and remembered.
+"""Marks while others are asked: what is answered as a whole is marked in the background, and remembered.
 
-What the harness said is remembered by a digest of everything that it was given, answers included. So it does not matter
-when it was asked: at the end a suite is marked with its final answers, and what was said of exactly these is used.
+What was said is remembered by a digest of everything that it was said of, answers included. So it does not matter when:
+at the end all is marked with its final answers, and what was said of exactly these is used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
+import sys
+import threading
 import time
 import zlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,8 +27,9 @@ from proctor.api.targets import Target
 from proctor.config.names import slug
 from proctor.errors import ProctorError
 from proctor.processes.resident import Residents
-from proctor.records import Suite
+from proctor.records import Answer, Response, Suite
 from proctor.score.lm_eval import LmEvalReplay, Said
+from proctor.score.native import NativeReplay
 from proctor.score.replay import Marks
 from proctor.store import Answers, Store
 from proctor.store.durable import publish_bytes
@@ -34,16 +39,31 @@ LOOK_S: Final = 2.0
 """Between two looks at what is answered, at least."""
 LOOK_SHARE: Final = 20
 """A look that took a second is followed by so many without one: looking must not slow the asking."""
+NICE: Final = 10
+"""What marks here meanwhile gives way, as a harness's process does."""
 _FORMAT: Final = 1
 
-Ready = Callable[[Target, Suite, Marks], None]
-"""Told of each suite that was marked ahead, on the event loop."""
+Ready = Callable[[Target, str, Marks], None]
+"""Told of each suite of a harness and each native task that was marked ahead, by its name, on the event loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A native task that was marked when all of it was answered."""
+
+    keys: KeyArray
+    stamp: str
+    """Of the answers: see `Answers.stamp`."""
+    marks: Marks
+    engines: frozenset[str]
+    """Ids of what answered."""
 
 
 class Memory:
-    """What the harness said of one run's suites, by model and token; kept in the run's directory.
+    """What was said of one run's suites, by model.
 
-    One file for each model, which holds what was said last of each suite. It can be deleted at any time.
+    What the harness said is kept in the run's directory, by token: one file for each model, which holds what was said
+    last of each suite. It can be deleted at any time. Marks of native tasks are for this command alone.
     """
 
     def __init__(self, context: RunContext, recorded: Recorded) -> None:
@@ -51,6 +71,7 @@ class Memory:
         self._directory = context.directory.root / "marks"
         self._known = recorded.known
         self._said: dict[str, dict[str, Said]] = {}
+        self._finished: dict[str, dict[str, Finished]] = {}
         self._stored: dict[str, frozenset[str]] = {}
 
     def of(self, target: Target) -> dict[str, Said]:
@@ -60,6 +81,15 @@ class Memory:
             self._said[target.id] = found
             self._stored[target.id] = frozenset(found)
         return self._said[target.id]
+
+    def finish(self, target: Target, fingerprint: str, finished: Finished) -> None:
+        """Remember the marks of a native recording."""
+        self._finished.setdefault(target.id, {})[fingerprint] = finished
+
+    def finished(self, target: Target, answers: Answers) -> dict[str, Finished]:
+        """The native recordings, by fingerprint, that were marked with the very answers that they have now."""
+        known = self._finished.get(target.id, {})
+        return {fingerprint: one for fingerprint, one in known.items() if answers.stamp(one.keys) == one.stamp}
 
     def keep(self, target: Target) -> None:
         """Let the next run find what was said. That it cannot be written costs time and nothing else."""
@@ -88,16 +118,18 @@ class Memory:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A suite of a model that is not marked yet."""
+    """A harness's suite, or a native task, that is not marked yet for a model."""
 
     target: Target
     suite: Suite
+    recordings: tuple[str, ...]
+    """Those of the suite that are meant: of a native one each is marked for itself."""
     keys: KeyArray
 
 
 @dataclass(slots=True, eq=False)
 class Ahead:
-    """Marks lm-eval's suites of a run as they become complete, one at a time, giving way to everything else."""
+    """Marks a run's suites and native tasks as they become complete, one at a time, giving way to everything else."""
 
     store: Store
     residents: Residents
@@ -109,7 +141,8 @@ class Ahead:
     async def working(self, targets: Sequence[Target], recorded: Recorded) -> AsyncGenerator[None]:
         """Mark as long as the block lasts; at its end what is being marked is finished, and no more begun."""
         stop = asyncio.Event()
-        task = asyncio.create_task(self._work(targets, recorded, stop))
+        thread = ThreadPoolExecutor(1, thread_name_prefix="proctor-marking", initializer=_give_way)
+        task = asyncio.create_task(self._work(targets, recorded, stop, thread))
         try:
             yield
         except BaseException:
@@ -119,30 +152,38 @@ class Ahead:
             stop.set()
             # What fails here fails again, and is said, when everything is marked.
             await asyncio.gather(task, return_exceptions=True)
+            thread.shutdown(wait=False)
 
-    async def _work(self, targets: Sequence[Target], recorded: Recorded, stop: asyncio.Event) -> None:
+    async def _work(
+        self, targets: Sequence[Target], recorded: Recorded, stop: asyncio.Event, thread: ThreadPoolExecutor
+    ) -> None:
+        loop = asyncio.get_running_loop()
         theirs = [s for s in recorded.suites if s.source == "lm_eval"]
         for python in dict.fromkeys(json.loads(s.settings)["python"] for s in theirs):
             await asyncio.to_thread(self.residents.start, python)
-        waiting = await asyncio.to_thread(self._all, targets, recorded, theirs)
+        waiting = await loop.run_in_executor(thread, self._all, targets, recorded.suites)
         while waiting and not stop.is_set():
             began = time.monotonic()
-            complete = await asyncio.to_thread(self._complete, waiting)
+            complete = await loop.run_in_executor(thread, self._complete, waiting)
             took = time.monotonic() - began
             for one in complete:
                 if stop.is_set():
                     return
                 waiting.remove(one)
-                marks = await asyncio.to_thread(self._mark, one, recorded)
-                if marks is not None:
-                    self.ready(one.target, one.suite, marks)
+                named = await loop.run_in_executor(thread, self._mark, one, recorded)
+                if named is not None:
+                    self.ready(one.target, *named)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(LOOK_S, LOOK_SHARE * took))
 
-    def _all(self, targets: Sequence[Target], recorded: Recorded, suites: Sequence[Suite]) -> list[_Waiting]:
+    def _all(self, targets: Sequence[Target], suites: Sequence[Suite]) -> list[_Waiting]:
         keys = {fp: self.store.recording_keys(fp) for s in suites for fp in s.recordings}
-        arrays = {s.id: key_array([k for fp in s.recordings for k in keys[fp]]) for s in suites}
-        return [_Waiting(target=t, suite=s, keys=arrays[s.id]) for t in targets for s in suites]
+        parts = [
+            (suite, part, key_array([key for fingerprint in part for key in keys[fingerprint]]))
+            for suite in suites
+            for part in ([suite.recordings] if suite.source == "lm_eval" else [(fp,) for fp in suite.recordings])
+        ]
+        return [_Waiting(target=t, suite=s, recordings=part, keys=k) for t in targets for s, part, k in parts]
 
     def _complete(self, waiting: Sequence[_Waiting]) -> list[_Waiting]:
         """Those of which everything is answered: answers never change, so their marks will not either."""
@@ -156,10 +197,32 @@ class Ahead:
     def _open(self, one: _Waiting) -> bool:
         return bool((self._answers[one.target.id].split(one.keys).row < 0).any())
 
-    def _mark(self, one: _Waiting, recorded: Recorded) -> Marks | None:
-        recordings = [recorded.recordings[fp] for fp in one.suite.recordings]
-        answers = self._answers[one.target.id].read([i.key for r in recordings for i in r.instances])
-        known = self.memory.of(one.target)
-        replay = LmEvalReplay(run=self.residents.politely)
-        (marks,) = replay.mark_all([one.suite], recordings, answers, known=known)
-        return None if isinstance(marks, ProctorError) else marks
+    def _mark(self, one: _Waiting, recorded: Recorded) -> tuple[str, Marks] | None:
+        """The name and the marks; None if that was not possible now."""
+        recordings = [recorded.recordings[fp] for fp in one.recordings]
+        answers = self._answers[one.target.id]
+        stamp = answers.stamp(one.keys)
+        found = answers.read([i.key for r in recordings for i in r.instances])
+        if one.suite.source == "lm_eval":
+            replay = LmEvalReplay(run=self.residents.politely)
+            (marks,) = replay.mark_all([one.suite], recordings, found, known=self.memory.of(one.target))
+            return None if isinstance(marks, ProctorError) else (" ".join(one.suite.names), marks)
+        if stamp is None or stamp != answers.stamp(one.keys):
+            return None  # an answer proved damaged while it was read
+        (recording,) = recordings
+        marks = NativeReplay().mark_one(recording, found)
+        finished = Finished(keys=one.keys, stamp=stamp, marks=marks, engines=engine_ids(found.values()))
+        self.memory.finish(one.target, recording.fingerprint, finished)
+        return recording.task, marks
+
+
+def engine_ids(answers: Iterable[Answer]) -> frozenset[str]:
+    """The ids of what gave these answers."""
+    return frozenset(a.engine_id for a in answers if isinstance(a, Response))
+
+
+def _give_way() -> None:
+    """Let this thread alone, on Linux, have what the others leave."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -20,7 +20,6 @@ from proctor.api.targets import Target, resolve_targets
 from proctor.errors import ProctorError, StoreError
 from proctor.plan import Plan
 from proctor.processes.resident import Residents
-from proctor.records import Suite
 from proctor.score.replay import Marks
 from proctor.store import Owner, Store
 
@@ -159,9 +158,8 @@ def _finish(one: _Run, targets: Sequence[Target], recorded: Recorded, memory: Me
     return scores, make_plan(one.context, one.store, targets, recorded.suites)
 
 
-def _show(progress: Progress, target: Target, suite: Suite, marks: Marks) -> None:
-    """One line for a suite that is finished while others are asked: the first metric of what it is named for."""
-    name = " ".join(suite.names)
+def _show(progress: Progress, target: Target, name: str, marks: Marks) -> None:
+    """One line for what is finished while others are asked: the first metric of what it is named for."""
     shown = next((v for v in marks.values if v.task == name and v.value is not None), None)
     if shown is not None and shown.value is not None:
         error = "" if shown.stderr is None else f" ± {shown.stderr:.4f}"

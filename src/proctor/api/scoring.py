@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proctor.api.context import RunContext
-from proctor.api.marking import Memory
+from proctor.api.marking import Finished, Memory, engine_ids
 from proctor.api.recording import Recorded, harness, recorded
 from proctor.api.targets import Target, resolve_targets
 from proctor.errors import ProctorError
 from proctor.processes.exchange import RunModule, run_module
-from proctor.records import Answer, EngineInfo, Response, ScoreRow, Suite
+from proctor.records import Answer, EngineInfo, Recording, ScoreRow, Suite
 from proctor.report.table import rows_to_json
 from proctor.score.lm_eval import LmEvalReplay, Said
 from proctor.score.native import NativeReplay
@@ -62,11 +62,11 @@ def score_run(
 ) -> Scores:
     """Mark everything. Deterministic; needs no model. Raises HarnessError, StoreError.
 
-    With `memory`, what a harness said of the same answers is not asked again.
+    With `memory`, what was said of the very same answers is not asked again.
     """
     scored: list[ScoredSuite] = []
     for target in targets:
-        scored += _score_target(store, target, recorded, None if memory is None else memory.of(target), run)
+        scored += _score_target(store, target, recorded, memory, run)
         if memory is not None:
             memory.keep(target)
     store.write_scores(context.spec.name, scored)
@@ -78,16 +78,19 @@ def score_run(
 
 
 def _score_target(
-    store: Store, target: Target, recorded: Recorded, said: dict[str, Said] | None, run: RunModule
+    store: Store, target: Target, recorded: Recorded, memory: Memory | None, run: RunModule
 ) -> list[ScoredSuite]:
     answers = store.answers(target.weights, target.resolution)
-    keys = dict.fromkeys(i.key for r in recorded.recordings.values() for i in r.instances)
-    found = answers.read(list(keys))
+    finished = {} if memory is None else memory.finished(target, answers)
+    keys = {fp: [i.key for i in r.instances] for fp, r in _open(recorded, finished).items()}
+    found = answers.read(list(dict.fromkeys(key for some in keys.values() for key in some)))
+    ids = {fp: engine_ids(found[k] for k in some if k in found) for fp, some in keys.items()}
+    ids |= {fp: one.engines for fp, one in finished.items()}
     known = answers.engines()
     out: list[ScoredSuite] = []
-    for suite, marks in zip(recorded.suites, _mark(recorded, found, said, run), strict=True):
-        mine = (i.key for fp in suite.recordings for i in recorded.recordings[fp].instances)
-        engines = _engines((found[k] for k in mine if k in found), known)
+    said = None if memory is None else memory.of(target)
+    for suite, marks in zip(recorded.suites, _mark(recorded, found, finished, said, run), strict=True):
+        engines = _engines({one for fp in suite.recordings for one in ids[fp]}, known)
         rows = tuple(_row(target, suite, value, engines) for value in marks.values)
         out.append(
             ScoredSuite(model=target.id, label=target.entry.label, suite=suite.id, rows=rows, samples=marks.samples)
@@ -95,11 +98,20 @@ def _score_target(
     return out
 
 
+def _open(recorded: Recorded, finished: Mapping[str, Finished]) -> dict[str, Recording]:
+    """The recordings that have to be marked. What is finished is not even read."""
+    return {fp: recorded.recordings[fp] for fp in recorded.recordings if fp not in finished}
+
+
 def _mark(
-    recorded: Recorded, answers: Mapping[str, Answer], said: dict[str, Said] | None, run: RunModule
+    recorded: Recorded,
+    answers: Mapping[str, Answer],
+    finished: Mapping[str, Finished],
+    said: dict[str, Said] | None,
+    run: RunModule,
 ) -> list[Marks]:
     """The marks of every suite, in order; the harness is started once for all of its suites."""
-    recordings = list(recorded.recordings.values())
+    recordings = list(_open(recorded, finished).values())
     theirs = [s for s in recorded.suites if s.source == "lm_eval"]
     found: dict[str, Marks | ProctorError] = {}
     if theirs:
@@ -107,8 +119,8 @@ def _mark(
         found.update(zip((s.id for s in theirs), marked, strict=True))
     for suite in recorded.suites:
         if suite.source != "lm_eval":
-            mine = [recorded.recordings[fp] for fp in suite.recordings]
-            found[suite.id] = NativeReplay().mark(suite, mine, answers)
+            known = {fp: one.marks for fp, one in finished.items()}
+            found[suite.id] = NativeReplay().mark(suite, recordings, answers, known=known)
     marks: list[Marks] = []
     for suite in recorded.suites:
         outcome = found[suite.id]
@@ -118,8 +130,7 @@ def _mark(
     return marks
 
 
-def _engines(found: Iterable[Answer], known: Mapping[str, EngineInfo]) -> tuple[str, ...]:
-    ids = {a.engine_id for a in found if isinstance(a, Response)}
+def _engines(ids: Iterable[str], known: Mapping[str, EngineInfo]) -> tuple[str, ...]:
     return tuple(sorted(_named(known[i]) if i in known else i for i in ids))
 
 

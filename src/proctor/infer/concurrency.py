@@ -204,7 +204,6 @@ class Window:
         before = self._word if now - self._word_at <= FRESH_S else None
         self._word, self._word_at = word, now
         self._queued = [*(self._queued if before is not None else ()), word.waiting][-LOOKS:]
-        full = self.in_flight >= self.limit
         if self._crowded(word, before):
             # Those under way take their time to leave: until the last cut has shown, there is no other.
             if self.in_flight <= self.limit:
@@ -218,18 +217,39 @@ class Window:
             if wanted < self.limit:
                 self._force(wanted, QUEUE, now)
                 self._paying = True
-        elif full and self.limit < self.maximum and word.waiting <= 0 and (word.cache or 0.0) < CACHE_NEAR:
+        elif self._roomy(word):
             if self.phase is Phase.LEAP:
-                self._base_limit, self._base = 0, _Rate()
-                # More requests need as much more of the cache.
-                room = CACHE_NEAR / word.cache if word.cache else math.inf
-                self._settle(self._up(min(BOUND, room)), "grown: the server has no queue", now)
+                self._bound(word, now)
             elif self.why == QUEUE and max(self._queued[-2:]) <= 0:
                 # It was shrunk by the server's word, and not by a comparison: the word is enough to grow again. Twice,
                 # for between two waves of answers there is no queue for a moment.
                 self._force(self._up(REGROWTH), QUEUE, now)
             elif self.phase is Phase.HOLD and self._paying and self.why != QUEUE and self._base.answers:
                 self._try_more(now)
+
+    def glimpsed(self, word: ServerWord, now: float) -> bool:
+        """The server said how it is, sooner than its metrics are sure to be news: a reason to grow at most.
+
+        Whether it has grown: at first, by the word of a server that knows of what it was asked and has no queue.
+        """
+        if self.phase is not Phase.LEAP or 2 * ((word.running or 0.0) + word.waiting) < self.in_flight:
+            return False
+        if not self._roomy(word):
+            return False
+        self._bound(word, now)
+        return True
+
+    def _roomy(self, word: ServerWord) -> bool:
+        """Whether the window is full, and the server has room for more."""
+        full = self.in_flight >= self.limit
+        return full and self.limit < self.maximum and word.waiting <= 0 and (word.cache or 0.0) < CACHE_NEAR
+
+    def _bound(self, word: ServerWord, now: float) -> None:
+        """Much more at once: as much as the cache has room for."""
+        self._base_limit, self._base = 0, _Rate()
+        # More requests need as much more of the cache.
+        room = CACHE_NEAR / word.cache if word.cache else math.inf
+        self._settle(self._up(min(BOUND, room)), "grown: the server has no queue", now)
 
     # --- measuring ---
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from proctor.infer.concurrency import ServerWord
 from proctor.infer.origin import FAULTS
 from proctor.infer.outcome import Reply
 from proctor.infer.routing import Route, Router
@@ -32,8 +33,10 @@ HEDGE_KNOWN: Final = 5
 REMEMBERED: Final = 128
 KINDS: Final = 256
 """Of so many kinds of requests the latencies are kept; with more, begun anew."""
-POLL_FIRST_S: Final = 0.25
+POLL_FIRST_S: Final = 0.05
 """Until the first look at a busy server's metrics: where it has no queue, much more can be in flight at once."""
+GLIMPSE_S: Final = 0.25
+"""What a server says so soon after the look before may be older than what it was asked since."""
 POLL_S: Final = 1.0
 """Between two looks later on."""
 POLL_LONGEST_S: Final = 60.0
@@ -225,9 +228,7 @@ class Watch:
             answer = await route.origin.get("/metrics", POLL_TIMEOUT_S)
             word = read_metrics(answer.body) if answer.status == 200 else None
             if word is not None:
-                poll.pause = min(poll.pause * 2, POLL_S)
-                route.window.told(word, time.monotonic())
-                self._router.wake()
+                self._hear(word, route, poll)
             elif answer.status in NO_METRICS:
                 poll.pause = float("inf")
             else:
@@ -238,6 +239,16 @@ class Watch:
             poll.task = None
             # A tenth less, so that the next beat is not missed by a hair.
             poll.next = time.monotonic() + 0.9 * poll.pause
+
+    def _hear(self, word: ServerWord, route: Route, poll: _Poll) -> None:
+        if poll.pause < GLIMPSE_S:
+            grown = route.window.glimpsed(word, time.monotonic())
+            # What has grown may grow again as soon as that is seen.
+            poll.pause = POLL_FIRST_S if grown else min(poll.pause * 2, POLL_S)
+        else:
+            route.window.told(word, time.monotonic())
+            poll.pause = min(poll.pause * 2, POLL_S)
+        self._router.wake()
 
 
 class _Poll:

@@ -36,26 +36,44 @@ Compare = Callable[[str, Sequence[str]], float]
 class NativeReplay:
     """Marks native suites. Pure: no model, no network, no files."""
 
-    def mark(self, suite: Suite, recordings: Sequence[Recording], answers: Mapping[str, Answer]) -> Marks:
+    def mark(
+        self,
+        suite: Suite,
+        recordings: Sequence[Recording],
+        answers: Mapping[str, Answer],
+        *,
+        known: Mapping[str, Marks] | None = None,
+    ) -> Marks:
         """Every metric of every leaf.
 
         A document that lacks one of its answers is left out and shows in the coverage. An answer from which
         the extraction finds nothing is wrong, and counted as unparsable. With repeats, the filter `none`
         scores the first answer and `mean@k` the mean over all k. Raises HarnessError if a recording is
         missing or is not one of ours.
+
+        `known`: marks of single recordings (`mark_one`) by fingerprint; neither they nor their answers are needed.
         """
         by_fingerprint = {r.fingerprint: r for r in recordings}
-        values: list[MetricValue] = []
-        samples: list[SampleScore] = []
+        leaves: list[Marks] = []
         for fingerprint in suite.recordings:
-            recording = by_fingerprint.get(fingerprint)
-            if recording is None:
-                raise HarnessError(f"suite {suite.id[:12]}: the recording {fingerprint[:12]} is not there")
-            leaf = _Leaf.read(recording)
-            marked = leaf.marked(answers)
-            samples += [s for document in marked for s in document.samples]
-            values += leaf.values(marked, answers)
-        return Marks(values=tuple(values), samples=tuple(samples))
+            marks = None if known is None else known.get(fingerprint)
+            if marks is None:
+                recording = by_fingerprint.get(fingerprint)
+                if recording is None:
+                    raise HarnessError(f"suite {suite.id[:12]}: the recording {fingerprint[:12]} is not there")
+                marks = self.mark_one(recording, answers)
+            leaves.append(marks)
+        return Marks(
+            values=tuple(value for leaf in leaves for value in leaf.values),
+            samples=tuple(sample for leaf in leaves for sample in leaf.samples),
+        )
+
+    def mark_one(self, recording: Recording, answers: Mapping[str, Answer]) -> Marks:
+        """One recording's part of `mark`."""
+        leaf = _Leaf.read(recording)
+        marked = leaf.marked(answers)
+        samples = tuple(sample for document in marked for sample in document.samples)
+        return Marks(values=tuple(leaf.values(marked, answers)), samples=samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

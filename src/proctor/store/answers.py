@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
@@ -122,6 +123,14 @@ class Answers:
     def split(self, keys: KeyArray) -> Split:
         """What is known of each key of an array: which row answers it, and what has failed for good."""
         return self._index.split(keys)
+
+    def stamp(self, keys: KeyArray) -> str | None:
+        """A digest of the stored bytes that answer `keys`; None unless each is answered. Others have another one."""
+        index = self._index
+        row = index.find(keys)
+        if (row < 0).any():
+            return None
+        return hashlib.sha256(index.rows.crc[row].tobytes() + index.rows.at[row].tobytes()).hexdigest()
 
     def reading_order(self, rows: Numbers) -> Numbers:
         """Positions in `rows`, which `split` gave, in the order in which their files hold them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from proctor.api.recording import Recorded
 from proctor.api.scoring import Scores, score_run
 from proctor.api.targets import Target
 from proctor.errors import HarnessError
-from proctor.records import Instance, Kind, Recording, Request, Suite, canonical_json
+from proctor.records import Answer, Instance, Kind, Recording, Request, Suite, canonical_json
+from proctor.score.native import NativeReplay
 from proctor.score.replay import Marks
 
 from .conftest import Desk, Reply, Room, says
@@ -120,9 +122,9 @@ def ahead(desk: Desk, harness: Harness, memory: Memory, then: Callable[[list[str
     """Mark in the background until `then` says of the suites marked so far that it is enough."""
     told: list[str] = []
 
-    def ready(target: Target, suite: Suite, marks: Marks) -> None:
+    def ready(target: Target, name: str, marks: Marks) -> None:
         assert marks.values
-        told.append(f"{target.id} {suite.names[0]}")
+        told.append(f"{target.id} {name}")
 
     async def work() -> None:
         worker = Ahead(store=desk.store, residents=harness, memory=memory, ready=ready)  # type: ignore[arg-type]
@@ -166,6 +168,54 @@ def desk_answers_in_a_thread(desk: Desk) -> None:
     work = threading.Thread(target=desk.answer, args=(says("yes"),))
     work.start()
     work.join()
+
+
+@pytest.fixture
+def native(room: Room, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A run of two native tasks."""
+    monkeypatch.setattr("proctor.api.marking.LOOK_S", 0.02)
+    return Desk.open(room.run([{"native": [room.task("one", ["a", "b"]), room.task("two", ["c", "d"])]}]))
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The native tasks that are marked from now on."""
+    names: list[str] = []
+    mark = NativeReplay.mark_one
+
+    def counted(self: NativeReplay, recording: Recording, answers: Mapping[str, Answer]) -> Marks:
+        names.append(recording.task)
+        return mark(self, recording, answers)
+
+    monkeypatch.setattr(NativeReplay, "mark_one", counted)
+    return names
+
+
+def of_words(text: str, *words: str) -> Reply:
+    return lambda i: says(text)(i) if any(word in i.request.text for word in words) else None
+
+
+def test_native_tasks_are_marked_ahead(native: Desk, marked: list[str]) -> None:
+    """Each for itself, also those of one entry."""
+    harness, memory = Harness(), Memory(native.context, native.recorded)
+    native.answer(of_words("yes", "Say a", "Say b", "Say c"))
+    assert ahead(native, harness, memory, lambda told: bool(told)) == ["m one"]
+    native.answer(of_words("no", "Say d"))
+    found = scored(native, harness, memory)
+    assert marked == ["one", "two"]
+    assert [(r.task, r.value, r.n) for r in found.rows] == [("one", 1.0, 2), ("two", 0.5, 2)]
+    assert native.score().suites == found.suites
+
+
+def test_native_marks_of_other_answers_are_not_used(native: Desk, marked: list[str]) -> None:
+    memory = Memory(native.context, native.recorded)
+    native.answer(of_words("yes", "Say a", "Say b"))
+    ahead(native, Harness(), memory, lambda told: bool(told))
+    shutil.rmtree(native.store.path / "weights")
+    native.answer(says("no"))
+    found = scored(native, Harness(), memory)
+    assert [(r.value, r.n) for r in found.rows] == [(0.0, 2), (0.0, 2)]
+    assert marked == ["one", "one", "two"]
 
 
 def test_what_fails_ahead_fails_at_the_end_and_not_before(desk: Desk) -> None:

@@ -247,6 +247,30 @@ def test_a_server_without_a_queue_gets_four_times_as_much_if_its_cache_has_room(
     assert window.limit == limit
 
 
+@pytest.mark.parametrize(
+    ("word", "limit"),
+    [
+        (queue(START, 0), 4 * START),
+        (queue(START // 2, 0), 4 * START),
+        (queue(START // 4, 0), START),  # it does not know yet of what it was asked
+        (queue(START // 2, START // 2), START),
+        (ServerWord(), START),
+        (ServerWord(running=START, cache=0.9), START),
+    ],
+)
+def test_a_glimpse_is_a_reason_to_grow_at_most(word: ServerWord, limit: int) -> None:
+    window = Window(1024)
+    window.in_flight = START
+    assert window.glimpsed(word, 0.1) is (limit > START)
+    assert window.limit == limit
+
+
+def test_a_glimpse_of_a_window_that_is_not_full_says_nothing() -> None:
+    window = Window(1024)
+    window.in_flight = START - 1
+    assert not window.glimpsed(queue(START - 1, 0), 0.1)
+
+
 def test_a_batching_server_is_full_within_a_few_seconds() -> None:
     """A step of 22 ms takes 1.9 ms more for each of 32-token answers: what a small model does on a processor. 1,000
     answers, against a client that has 256 in flight from the first moment."""

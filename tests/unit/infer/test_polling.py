@@ -45,6 +45,7 @@ class Watched(FakeServer):
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flights, "POLL_FIRST_S", 0.05)
     monkeypatch.setattr(flights, "POLL_S", 0.05)
+    monkeypatch.setattr(flights, "GLIMPSE_S", 0.0)
     monkeypatch.setattr(flights, "POLL_TIMEOUT_S", 0.1)
 
 
@@ -76,6 +77,20 @@ async def test_a_server_that_tells_its_queue_gets_little_more_than_it_has_slots(
         assert load.waiting is not None
         assert load.why
         assert server.gets["/metrics"] >= 5
+
+
+async def test_a_server_with_room_is_full_before_its_first_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "GLIMPSE_S", 0.25)
+    latency = Latency(fixed_s=2.0, slots=1024)
+    async with FakeServer(ServerOptions(latency=latency, metrics="vllm")) as server:
+        async with Client(lambda: [server.backend]) as client, asyncio.TaskGroup() as group:
+            body = {"prompt": "Question:", "max_tokens": 4, "temperature": 0}
+            asking = [group.create_task(client.post("/v1/completions", body)) for _ in range(300)]
+            in_flight = 0
+            while in_flight < 256:
+                await asyncio.sleep(0.02)
+                in_flight = client.load()[server.url].in_flight
+                assert not any(one.done() for one in asking)
 
 
 async def test_a_server_without_metrics_is_asked_for_them_once() -> None:

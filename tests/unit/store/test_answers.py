@@ -15,6 +15,7 @@ import pytest
 from proctor.errors import StoreError
 from proctor.records import Boundary, Failure, Response
 from proctor.store import Answers, Owner, Store, rows
+from proctor.store.keys import key_array
 
 Make = Callable[..., Response]
 Key = Callable[[object], str]
@@ -86,6 +87,26 @@ def test_the_first_answer_stays(
         assert seen.read([first.key]) == {first.key: first}
         assert seen.duplicates == 1
         assert seen.counts.responses == 1
+
+
+def test_a_stamp_stands_for_the_answers(
+    store: Store, weights: str, resolution: str, key: Key, response: Make, fill: Callable[..., None]
+) -> None:
+    keys = key_array([key(0), key(1)])
+    fill(response(0))
+    answers = store.answers(weights, resolution)
+    assert answers.stamp(keys) is None
+    fill(response(1), response(2))
+    answers.refresh()
+    stamp = answers.stamp(keys)
+    assert stamp is not None
+    assert stamp != answers.stamp(key_array([key(0), key(2)]))
+    fill(response(1, text="too late"))
+    answers.refresh()
+    store.compact(weights)
+    for seen in (answers, store.answers(weights, resolution)):
+        seen.refresh()
+        assert seen.stamp(keys) == stamp
 
 
 def test_an_answer_to_the_same_physical_request_is_shared(
