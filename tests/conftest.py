@@ -30,12 +30,12 @@ HOSTILE_NAMES = [
 ]
 
 
-ORDER = ("slurm", "unit", "contract", "docs", "integration", "parity")
-"""What tells most for its time comes first, but for Slurm: one pytest worker runs all of it, so it begins at once."""
+ORDER = ("unit", "contract", "slurm", "docs", "integration", "parity")
+"""What tells most for its time comes first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In ORDER, quick tests first: a machine that is too slow for all of them has run what matters most."""
+    """Quick tests first, so that a machine that is too slow for all of them has run what matters most."""
     here = Path(__file__).parent
 
     def stage(item: pytest.Item) -> tuple[int, bool]:
