@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -34,8 +35,13 @@ class NodesLab(SlurmLab):
 
     def servers(self, node: str) -> list[psutil.Process]:
         """Without srun and the guards, whose command lines have all of the server's."""
-        lines = {p: p.cmdline() for p in self.processes(SERVER, node)}
-        return [p for p, line in lines.items() if NODE_RANK not in line and line[1:3] == ["-W", "ignore"]]
+        found: list[psutil.Process] = []
+        for process in self.processes(SERVER, node):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+                line = process.cmdline()
+                if NODE_RANK not in line and line[1:3] == ["-W", "ignore"]:
+                    found.append(process)
+        return found
 
     def until(self, condition: Callable[[], object]) -> None:
         """Until it holds while the job runs."""

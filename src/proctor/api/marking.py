@@ -201,12 +201,13 @@ class Ahead:
         """The name and the marks; None if that was not possible now."""
         recordings = [recorded.recordings[fp] for fp in one.recordings]
         answers = self._answers[one.target.id]
-        stamp = answers.stamp(one.keys)
-        found = answers.read([i.key for r in recordings for i in r.instances])
+        keys = [i.key for r in recordings for i in r.instances]
         if one.suite.source == "lm_eval":
             replay = LmEvalReplay(run=self.residents.politely)
-            (marks,) = replay.mark_all([one.suite], recordings, found, known=self.memory.of(one.target))
+            (marks,) = replay.mark_all([one.suite], recordings, answers.read(keys), known=self.memory.of(one.target))
             return None if isinstance(marks, ProctorError) else (" ".join(one.suite.names), marks)
+        stamp = answers.stamp(one.keys)
+        found = answers.read(keys)
         if stamp is None or stamp != answers.stamp(one.keys):
             return None  # an answer proved damaged while it was read
         (recording,) = recordings

@@ -117,9 +117,9 @@ def _mark(
     if theirs:
         marked = LmEvalReplay(run=run).mark_all(theirs, recordings, answers, known=said)
         found.update(zip((s.id for s in theirs), marked, strict=True))
+    known = {fp: one.marks for fp, one in finished.items()}
     for suite in recorded.suites:
         if suite.source != "lm_eval":
-            known = {fp: one.marks for fp, one in finished.items()}
             found[suite.id] = NativeReplay().mark(suite, recordings, answers, known=known)
     marks: list[Marks] = []
     for suite in recorded.suites:
