@@ -18,6 +18,7 @@ import pytest
 
 from proctor.config.spec import VllmServer
 from proctor.errors import ServerError
+from proctor.infer.client import Client, Reply
 from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.build import build_server
 from proctor.infer.servers.launched import LaunchedServer
@@ -108,6 +109,39 @@ async def test_vllm_failures_have_hints(paths: ServerPaths, model: ServedModel, 
             raise AssertionError("it started")
     assert caught.value.state == "failed"
     assert hint in str(caught.value.hint), caught.value.message
+
+
+# --- answers that the server cuts short ---
+
+
+@pytest.mark.timeout(600)
+async def test_what_a_paused_vllm_cuts_short_is_asked_again(
+    paths: ServerPaths, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    args = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True}
+    body = {"prompt": [3, 4, 5], "max_tokens": 240, "temperature": 0.0, "ignore_eos": True, "return_token_ids": True}
+    async with build_server(VllmServer(python=PYTHON, args=args), model, paths=paths) as server:
+        backend = server.backends[0]
+        headers = {"Authorization": f"Bearer {backend.api_key}"}
+        async with (
+            Client(lambda: server.backends) as client,
+            aiohttp.ClientSession(backend.url, headers=headers, raise_for_status=True) as session,
+        ):
+            whole = await client.post("/v1/completions", body)
+            asking = asyncio.create_task(client.post("/v1/completions", body))
+            plain = asyncio.create_task(session.post("/v1/completions", json=body | {"model": backend.served_model}))
+            await asyncio.sleep(0.1)
+            await session.post("/pause", params={"mode": "abort"})
+            cut = await (await plain).json()
+            await session.post("/resume")
+            again = await asking
+    assert cut["choices"][0]["finish_reason"] == "abort"
+    assert len(cut["choices"][0]["token_ids"]) < 240
+    assert isinstance(whole, Reply)
+    assert isinstance(again, Reply)
+    assert again.attempts > 1
+    assert again.value["choices"][0]["token_ids"] == whole.value["choices"][0]["token_ids"]
 
 
 # --- other weights in a running server ---

@@ -17,7 +17,7 @@ from proctor.errors import ServerError
 from proctor.infer.concurrency import START
 from proctor.infer.flights import Flight, Watch
 from proctor.infer.origin import FAULTS, refused, told
-from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Reply, faulty, read_answer, read_refusal
+from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Read, Reply, faulty, read_answer, read_refusal
 from proctor.infer.routing import Route, Router
 from proctor.infer.server import Backend, Load
 from proctor.records import Boundary
@@ -119,16 +119,24 @@ class Client:
         self._inside()[1].tail(ending)
 
     async def post(
-        self, path: str, body: Mapping[str, Any], *, named: bool = True, required: bool = True, hedge: bool = False
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        read: Read | None = None,
+        named: bool = True,
+        required: bool = True,
+        hedge: bool = False,
     ) -> Reply | Broken:
         """POST `body` until it is answered, refused for good, or out of retries.
 
-        `named` adds the served model's name. `hedge`: the answer is the same whoever gives it, so two may be asked.
+        `read` makes the reply's value; an answer that it cannot read is asked for again. `named` adds the served
+        model's name. `hedge`: the answer is the same whoever gives it, so two may be asked.
         Raises ServerError when no server can be reached any more, or when the server would refuse every request (wrong
         key; wrong path or model name, unless the path is not `required`).
         """
         router, watch = self._inside()
-        flight = Flight(path, body, named=named)
+        flight = Flight(path, body, named=named, read=read)
         counted, last = 0.0, None
         try:
             while True:
@@ -293,7 +301,7 @@ async def _send(route: Route, flight: Flight) -> Reply | Broken:
         )
     if answer.status != 200:
         return read_refusal(answer, flight.attempts)
-    return read_answer(answer.body, time.monotonic() - started, flight.attempts)
+    return read_answer(answer.body, time.monotonic() - started, flight.attempts, flight.read)
 
 
 def _lost(route: Route, path: str, outcome: Broken) -> ServerError:

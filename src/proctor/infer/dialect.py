@@ -82,27 +82,39 @@ def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, di
     return "/v1/chat/completions", body
 
 
-def read_generation(value: dict[str, Any], path: str) -> Generated:
-    """What a server generated. Raises KeyError, TypeError, ValueError or IndexError for anything else."""
-    if path == NATIVE:
-        return Generated(
-            text=str(value["content"]),
-            token_ids=tuple(int(t) for t in value["tokens"]),
-            finish_reason="length" if value["stop_type"] == "limit" else "stop",
-            prompt_tokens=int(value["tokens_evaluated"]),
-            completion_tokens=int(value["tokens_predicted"]),
-        )
+def read_native(value: dict[str, Any]) -> Generated:
+    """What llama.cpp generated on its own route. Raises one of `outcome.UNREADABLE` for anything else."""
+    return Generated(
+        text=_text(value["content"]),
+        token_ids=tuple(int(t) for t in value["tokens"]),
+        finish_reason="length" if value["stop_type"] == "limit" else "stop",
+        prompt_tokens=int(value["tokens_evaluated"]),
+        completion_tokens=int(value["tokens_predicted"]),
+    )
+
+
+def read_generation(value: dict[str, Any]) -> Generated:
+    """What a server generated. Raises one of `outcome.UNREADABLE` for anything else."""
     choice = ordered_choices(value)[0]
     usage = cast("dict[str, int | None]", value.get("usage") or {})
     ids = cast("list[int] | None", choice.get("token_ids"))
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    if text is None and "message" in choice:
+        text = ""  # what chat servers say when nothing but reasoning came
+    reason = choice.get("finish_reason")
     return Generated(
-        # A null content is what chat servers say when nothing but reasoning came.
-        text=str((choice["message"]["content"] if "message" in choice else choice["text"]) or ""),
+        text=_text(text),
         token_ids=None if ids is None else tuple(map(int, ids)),
-        finish_reason=choice.get("finish_reason"),
+        finish_reason=None if reason is None else _text(reason),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is no {type(value).__name__}")
+    return value
 
 
 def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:

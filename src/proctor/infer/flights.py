@@ -18,7 +18,7 @@ import orjson
 
 from proctor.infer.concurrency import ServerWord
 from proctor.infer.origin import FAULTS
-from proctor.infer.outcome import Reply
+from proctor.infer.outcome import Read, Reply
 from proctor.infer.routing import Route, Router
 from proctor.infer.server_metrics import read_metrics
 
@@ -60,13 +60,15 @@ class Flight:
         "copy",
         "hedge",
         "path",
+        "read",
         "route",
         "started",
         "verdict",
     )
 
-    def __init__(self, path: str, body: Mapping[str, Any], *, named: bool) -> None:
+    def __init__(self, path: str, body: Mapping[str, Any], *, named: bool, read: Read | None = None) -> None:
         self.path = path
+        self.read = read
         self._body = body
         self._named = named
         self._data = b""
@@ -118,7 +120,7 @@ class Flight:
 
     def twin(self) -> Flight:
         """The same request, for another attempt at the same time."""
-        twin = Flight(self.path, self._body, named=self._named)
+        twin = Flight(self.path, self._body, named=self._named, read=self.read)
         twin.attempts = self.attempts - 1
         return twin
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from proctor.infer.client import Broken, Client, Reply
 from proctor.infer.engine import Passage
 from proctor.infer.next_tokens import Next, Place, assemble, places
+from proctor.infer.outcome import UNREADABLE
 from proctor.records import Boundary
 
 FORCING_BIAS: Final = 10_000.0
@@ -32,6 +33,8 @@ _ALTERNATIVES: Final = (1024, 10_000_000)
 _ID: Final = "token_id:"
 _NO_LOGPROB: Final = -9_000.0
 """vLLM writes -9999 where it has none."""
+_MOST: Final = 1e-3
+"""A logarithm of a probability is not above 0, but for the rounding of a server's arithmetic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,44 +69,53 @@ def echo_body(prompts: Sequence[Sequence[int]] | str, *, max_tokens: int) -> dic
 async def score_by_echo(
     client: Client, passages: Sequence[Passage], *, max_tokens: int, extra: dict[str, Any]
 ) -> list[Scored | Broken]:
-    """Score passages with one request; a list of several that is refused as a whole is asked one by one."""
+    """Score passages with one request; a list that is refused as a whole, or answered with what makes no sense, is
+    asked one by one.
+    """
+
+    def read(value: dict[str, Any]) -> list[tuple[tuple[float, ...], bool]]:
+        choices = ordered_choices(value)
+        if len(choices) != len(passages):
+            raise ValueError(f"{len(choices)} answers to {len(passages)} prompts")
+        return [_read_echo(choice, p, max_tokens) for choice, p in zip(choices, passages, strict=True)]
+
     body = echo_body([p.token_ids for p in passages], max_tokens=max_tokens) | extra
-    reply = await client.post("/v1/completions", body, hedge=True)
+    reply = await client.post("/v1/completions", body, read=read, hedge=True)
     if isinstance(reply, Broken):
-        if len(passages) == 1 or reply.retryable:
+        if len(passages) == 1 or (reply.retryable and reply.status != 200):
             return [reply] * len(passages)
         singles = [await score_by_echo(client, [p], max_tokens=max_tokens, extra=extra) for p in passages]
         return [single[0] for single in singles]
-    try:
-        choices = ordered_choices(reply.value)
-        if len(choices) != len(passages):
-            raise ValueError(f"{len(choices)} answers to {len(passages)} prompts")
-    except (KeyError, TypeError, ValueError) as error:
-        return [_unreadable(error, reply)] * len(passages)
     latency = reply.latency_s / len(passages)
-    return [_read_echo(choice, p, max_tokens, latency, reply) for choice, p in zip(choices, passages, strict=True)]
+    return [
+        Scored(token_logprobs=values, is_greedy=greedy, prompt_tokens=len(p.token_ids), latency_s=latency)
+        for (values, greedy), p in zip(reply.value, passages, strict=True)
+    ]
 
 
 async def score_text_by_echo(
     client: Client, text: str, start: int, *, max_tokens: int, extra: dict[str, Any]
 ) -> Scored | Broken:
     """Score the tokens of `text` that begin at or after character `start`, by the offsets that the server returns."""
-    reply = await client.post("/v1/completions", echo_body(text, max_tokens=max_tokens) | extra)
-    if isinstance(reply, Broken):
-        return reply
-    try:
-        choice = ordered_choices(reply.value)[0]
+
+    def read(value: dict[str, Any]) -> tuple[Scored, bool]:
+        choice = ordered_choices(value)[0]
         offsets = [int(o) for o in choice["logprobs"]["text_offset"]]
         end = len(offsets) - (len(offsets) - _prompt_length(choice, text)) if max_tokens else len(offsets)
         first = next((i for i in range(end) if offsets[i] >= start), end)
         first = max(first, 1) if start == 0 else first
-        scored = _slice(choice["logprobs"], first, end)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        return _unreadable(error, reply)
-    if offsets[first:end] and offsets[first] != start and start > 0:
+        values, greedy = _slice(choice["logprobs"], first, end)
+        astray = bool(offsets[first:end]) and offsets[first] != start and start > 0
+        return Scored(token_logprobs=values, is_greedy=greedy, prompt_tokens=end), astray
+
+    reply = await client.post("/v1/completions", echo_body(text, max_tokens=max_tokens) | extra, read=read)
+    if isinstance(reply, Broken):
+        return reply
+    scored, astray = cast("tuple[Scored, bool]", reply.value)
+    if astray:
         message = "the server's tokens do not break where the context ends; a local tokenizer is needed"
         return Broken(boundary=Boundary.RENDER, message=message, retryable=False)
-    return Scored(token_logprobs=scored[0], is_greedy=scored[1], prompt_tokens=end, latency_s=reply.latency_s)
+    return replace(scored, latency_s=reply.latency_s)
 
 
 async def score_by_next_tokens(
@@ -164,7 +176,7 @@ async def ask_next(client: Client, place: Place, *, extra: dict[str, Any]) -> tu
         return reply
     try:
         return read_next(reply.value, place), reply
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except UNREADABLE as error:
         return _unreadable(error, reply)
 
 
@@ -176,7 +188,7 @@ def read_next(value: dict[str, Any], place: Place) -> Next:
     found = {wanted: float(given[f"{_ID}{wanted}"]) for wanted in place.wanted}
     top = int(str(token).removeprefix(_ID))
     for number in (*found.values(), float(top_logprob)):
-        if not _NO_LOGPROB < number <= 1e-3:
+        if not _NO_LOGPROB < number <= _MOST:
             raise ValueError(f"{number} is no log-probability")
     return Next(found, top, float(top_logprob))
 
@@ -210,8 +222,8 @@ async def force(
         step = reply.value["completion_probabilities"][0]
         if int(step["id"]) != token:
             raise ValueError(f"token {step['id']} came back where {token} was forced")
-        return float(step["logprob"]), int(step["top_logprobs"][0]["id"]), reply.latency_s
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _logprob(step["logprob"]), int(step["top_logprobs"][0]["id"]), reply.latency_s
+    except UNREADABLE as error:
         return _unreadable(error, reply)
 
 
@@ -251,7 +263,7 @@ async def _look_up(
             if found is not None:
                 return found, int(tops[0]["id"]), latency
         raise ValueError(f"token {token} is not among all alternatives")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except UNREADABLE as error:
         return _unreadable(error, reply)
 
 
@@ -267,25 +279,27 @@ def echoed_values(choice: dict[str, Any]) -> list[float | None]:
     return list(logprobs["token_logprobs"])
 
 
-def _read_echo(
-    choice: dict[str, Any], passage: Passage, max_tokens: int, latency_s: float, reply: Reply
-) -> Scored | Broken:
+def _read_echo(choice: dict[str, Any], passage: Passage, max_tokens: int) -> tuple[tuple[float, ...], bool]:
+    """The scored tokens' log-probabilities, and whether each is the most probable at its place."""
     length = len(passage.token_ids)
-    try:
-        logprobs = choice["logprobs"]
-        got = len(logprobs["token_logprobs"])
-        if not length <= got <= length + max_tokens:
-            raise ValueError(f"{got} log-probabilities for a prompt of {length} tokens")
-        values, greedy = _slice(logprobs, length - passage.scored, length)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        return _unreadable(error, reply)
-    return Scored(token_logprobs=values, is_greedy=greedy, prompt_tokens=length, latency_s=latency_s)
+    logprobs = choice["logprobs"]
+    got = len(logprobs["token_logprobs"])
+    if not length <= got <= length + max_tokens:
+        raise ValueError(f"{got} log-probabilities for a prompt of {length} tokens")
+    return _slice(logprobs, length - passage.scored, length)
 
 
 def _slice(logprobs: dict[str, Any], start: int, end: int) -> tuple[tuple[float, ...], bool]:
-    values = tuple(float(v) for v in logprobs["token_logprobs"][start:end])
+    values = tuple(_logprob(v) for v in logprobs["token_logprobs"][start:end])
     tops = logprobs["top_logprobs"][start:end]
     return values, all(value >= max(top.values()) for value, top in zip(values, tops, strict=True))
+
+
+def _logprob(value: Any) -> float:
+    number = float(value)
+    if not number <= _MOST:
+        raise ValueError(f"{number} is no log-probability")
+    return number
 
 
 def _prompt_length(choice: dict[str, Any], text: str) -> int:

@@ -8,13 +8,21 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from proctor.config.spec import OpenAIEngine as OpenAISpec
 from proctor.infer.askers import Askers
 from proctor.infer.canary import Mixing, try_next_tokens
 from proctor.infer.client import Broken, Client, Retries, Timeouts
-from proctor.infer.dialect import NATIVE, Dialect, find_dialect, generation_body, read_generation
+from proctor.infer.dialect import (
+    NATIVE,
+    Dialect,
+    Generated,
+    find_dialect,
+    generation_body,
+    read_generation,
+    read_native,
+)
 from proctor.infer.engine import Passage, PhysicalRequest
 from proctor.infer.loglikelihood import (
     Scored,
@@ -205,21 +213,26 @@ class OpenAIEngine:
         assert request.sampling is not None
         path, body = generation_body(request, self._dialect or await self._find_dialect())
         hedge = request.sampling.seed is None
-        reply = await self._client.post(path, body, named=path != NATIVE, hedge=hedge)
+        read = read_native if path == NATIVE else read_generation
+        reply = await self._client.post(path, body, read=read, named=path != NATIVE, hedge=hedge)
         if isinstance(reply, Broken):
             return _failure(request, reply)
-        try:
-            found = read_generation(reply.value, path)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            message = f"the answer is no completion: {type(error).__name__}: {error}"
-            return _failure(request, Broken(boundary=Boundary.SERVER, message=message, retryable=True))
+        found = cast("Generated", reply.value)
+        sent = len(request.prompt_ids or ())
+        if 0 < found.prompt_tokens < sent:
+            message = (
+                f"the server read {found.prompt_tokens} of {sent} prompt tokens: it cuts prompts without a word; "
+                "set `engine.max_length` to what it takes, or let it take more"
+            )
+            cut = Broken(boundary=Boundary.CONTEXT, message=message, retryable=False, attempts=reply.attempts)
+            return _failure(request, cut)
         return Response(
             key=request.key,
             physical_key=request.physical_key,
             text=finish_text(self._spec.profile, found.text, request.sampling),
             token_ids=found.token_ids,
             finish_reason=found.finish_reason,
-            prompt_tokens=found.prompt_tokens or len(request.prompt_ids or ()),
+            prompt_tokens=found.prompt_tokens or sent,
             completion_tokens=found.completion_tokens,
             truncated_tokens=request.truncated_tokens,
             seed=request.sampling.seed,

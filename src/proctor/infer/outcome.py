@@ -6,6 +6,7 @@ import email.utils
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -19,6 +20,16 @@ OVERLOAD_STATUS: Final = frozenset({429, 503, 529})
 BUSY_STATUS: Final = 429
 """The server works, and has too much to do: counted against it where others could do it."""
 MOVED_STATUS: Final = frozenset({301, 302, 303, 307, 308})
+UNREADABLE: Final = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What taking a value out of JSON may raise where its shape is not the expected one."""
+
+Read = Callable[[dict[str, Any]], object]
+"""Takes out of an answer what is wanted of it. Raises one of `UNREADABLE` if that is not there."""
+
+_ABORTED: Final = ("abort", "error")
+"""Why vLLM and SGLang say that a text ends when they were shut down, paused or put to sleep meanwhile: with status 200,
+and whatever there was of it (https://github.com/vllm-project/vllm/issues/57082)."""
+_FILTERED: Final = "content_filter"
 
 _CONTEXT: Final = re.compile(
     r"context[ _]?(length|size|window)|maximum (model|input|prompt) length|max_model_len|too (long|many tokens)"
@@ -32,7 +43,8 @@ _EXCERPT: Final = 300
 class Reply:
     """A JSON object that a server answered with 200, and that is no error."""
 
-    value: dict[str, Any]
+    value: Any
+    """The object, or what was read from it."""
     latency_s: float
     """Of the attempt that succeeded."""
     attempts: int
@@ -53,11 +65,11 @@ class Broken:
     """Nobody listens there."""
 
 
-def read_answer(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
-    """The reply in the body of a 200, or what is wrong with it."""
+def read_answer(raw: bytes, latency_s: float, attempts: int, read: Read | None = None) -> Reply | Broken:
+    """The reply in the body of a 200, or what is wrong with it: `read` may find that too."""
     try:
         value = _parse(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _malformed("the answer is no whole JSON text", raw, attempts)
     if isinstance(value, list):
         # llama.cpp answers a list of prompts with a list.
@@ -67,7 +79,27 @@ def read_answer(raw: bytes, latency_s: float, attempts: int) -> Reply | Broken:
     answer = cast("dict[str, Any]", value)
     if answer.get("error") or answer.get("object") == "error":
         return _malformed("the answer is an error with status 200", raw, attempts)
-    return Reply(value=answer, latency_s=latency_s, attempts=attempts)
+    for reason in _reasons(answer):
+        if reason in _ABORTED:
+            what = f"the server ended the answer before the model did (finish_reason {reason!r})"
+            return _malformed(what, raw, attempts)
+        if reason == _FILTERED:
+            message = "a content filter of the server's took hold of the answer"
+            return Broken(boundary=Boundary.REFUSED, message=message, retryable=False, attempts=attempts, status=200)
+    if read is None:
+        return Reply(value=answer, latency_s=latency_s, attempts=attempts)
+    try:
+        return Reply(value=read(answer), latency_s=latency_s, attempts=attempts)
+    except UNREADABLE as error:
+        return _malformed(f"the answer is not what was asked for ({type(error).__name__}: {error})", raw, attempts)
+
+
+def _reasons(answer: dict[str, Any]) -> list[Any]:
+    """Why each choice ended."""
+    try:
+        return [choice.get("finish_reason") for choice in answer.get("choices") or ()]
+    except UNREADABLE:
+        return []  # what is wrong with the choices is said by who reads them
 
 
 def _parse(raw: bytes) -> Any:

@@ -29,6 +29,7 @@ from proctor.infer.loglikelihood import (
     score_by_forcing,
 )
 from proctor.infer.next_tokens import Costs
+from proctor.infer.outcome import UNREADABLE
 from proctor.infer.tokenizer import Tokenizer
 
 PROMPT: Final = "The capital of France is Paris, the capital of Italy is Rome, and the capital of Spain"
@@ -149,7 +150,7 @@ async def _generate(client: Client, ids: tuple[int, ...], tokenizer: Tokenizer, 
         tokens = choice.get("token_ids")
         if tokens is None:
             (tokens,) = await tokenizer.encode([(str(choice["text"]), False)])
-    except (KeyError, TypeError, ValueError, IndexError):
+    except UNREADABLE:
         return "the server gives no log-probabilities with a completion of token ids"
     # A stop token or a text that is tokenised otherwise ends the comparison, it does not spoil it.
     count = min(len(tokens), len(logprobs))
@@ -164,7 +165,7 @@ async def _echo_error(client: Client, sample: Sample, max_tokens: int, extra: di
     value = await client.try_post("/v1/completions", echo_body([whole], max_tokens=max_tokens) | extra)
     try:
         got = echoed_values(ordered_choices(value or {})[0])
-    except (KeyError, TypeError, ValueError, IndexError):
+    except UNREADABLE:
         return f"echo with max_tokens {max_tokens} gives no log-probabilities"
     if len(got) < len(whole):
         return f"`echo` is ignored: {len(got)} log-probabilities came back for a prompt of {len(whole)} tokens"
@@ -224,7 +225,7 @@ async def _try_forced(
             tokens.append(int(step["id"]))
             logprobs.append(float(step["logprob"]))
             other = int(step["top_logprobs"][1]["id"])
-        except (KeyError, TypeError, ValueError, IndexError):
+        except UNREADABLE:
             return "no /completion route with token probabilities, as llama.cpp's server has"
     sample = Sample(prompt=ids, tokens=tuple(tokens), logprobs=tuple(logprobs))
     forced = await score_by_forcing(client, sample.passage, extra=extra)
@@ -254,7 +255,7 @@ async def _probe_text(client: Client, extra: dict[str, Any]) -> Conformance:
         got = echoed_values(second)
         sample = Sample(prompt=(0,) * start, tokens=(0,) * len(generated), logprobs=generated)
         outcome = alignment(got, sample)
-    except (KeyError, TypeError, ValueError, IndexError, StopIteration):
+    except (*UNREADABLE, StopIteration):
         outcome = "`echo` is ignored, or log-probabilities lack text offsets"
     if isinstance(outcome, float):
         return Conformance(method="echo", max_tokens=1, error=outcome)

@@ -83,10 +83,10 @@ class ServerTokenizer:
         )
         reply = await self._client.post("/tokenize", body, named=not self._llama_cpp)
         tokens = None if isinstance(reply, Broken) else reply.value.get("tokens")
-        if not isinstance(tokens, list):
-            said = reply.message if isinstance(reply, Broken) else "no `tokens` in the answer"
+        if not isinstance(tokens, list) or not all(isinstance(t, int) for t in cast("list[object]", tokens)):
+            said = reply.message if isinstance(reply, Broken) else "no ids as `tokens` in the answer"
             raise ServerError(
                 f"the server does not tokenise: {said}",
                 hint="set `tokenizer:` of the model to a directory with tokenizer.json",
             )
-        return [int(t) for t in cast("list[int]", tokens)]
+        return cast("list[int]", tokens)

@@ -29,6 +29,16 @@ class Refused(ValueError):
     """The request is answered with a status of 400."""
 
 
+def aborted(answer: Answer) -> Answer:
+    """As servers answer what was under way when they were told to end: the first half, with a reason of their own."""
+    for choice in answer.body.get("choices", ()):
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        half = text[: len(text) // 2]
+        choice |= {"message": {"role": "assistant", "content": half}} if "message" in choice else {"text": half}
+        choice["finish_reason"] = "abort"
+    return answer
+
+
 def spoilt(answer: Answer) -> Answer:
     """As one server answers next tokens beside other kinds of requests: what is not the likeliest is -9999."""
     for choice in answer.body["choices"]:
@@ -78,6 +88,7 @@ class Answerer:
 
     def completion(self, body: Mapping[str, Any], prompts: Sequence[list[int]], *, chat: bool) -> Answer:
         """/v1/completions or /v1/chat/completions. Raises Refused."""
+        prompts = [ids[-self._options.cut_at :] for ids in prompts]
         choices: list[dict[str, Any]] = []
         generated = 0
         for index, ids in enumerate(prompts):
@@ -105,6 +116,7 @@ class Answerer:
     def native(self, body: Mapping[str, Any]) -> Answer:
         """llama.cpp's /completion: text, and token probabilities before any logit bias."""
         (ids,) = prompts_of(body)
+        ids = ids[-self._options.cut_at :]
         if not body.get("n_probs"):
             return self._native_text(body, ids)
         self._check_length(ids, 1)

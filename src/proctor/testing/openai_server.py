@@ -21,7 +21,7 @@ from aiohttp import web
 
 from proctor.infer.fake_model import BEGIN, encode
 from proctor.infer.server import Backend
-from proctor.testing.answers import Answer, Answerer, Refused, chat_prompt, prompts_of, spoilt
+from proctor.testing.answers import Answer, Answerer, Refused, aborted, chat_prompt, prompts_of, spoilt
 from proctor.testing.options import ServerOptions
 
 JSON: Final = "application/json"
@@ -257,7 +257,7 @@ class FakeServer:
         if faults.room and self.stats.in_flight > faults.room:
             return "rate_limited"
         drawn = self._random.random()
-        for name in ("rate_limited", "server_error", "reset", "stall", "truncated", "error_body"):
+        for name in ("rate_limited", "server_error", "reset", "stall", "truncated", "error_body", "aborted", "empty"):
             drawn -= getattr(faults, name)
             if drawn < 0:
                 return name
@@ -270,6 +270,10 @@ class FakeServer:
             return _error(500, "internal error")
         if fault == "error_body":
             return _json({"error": {"message": "the engine is lost", "type": "internal", "code": 500}})
+        if fault == "empty":
+            return _json({})
+        if fault == "aborted":
+            return _json(aborted(answer).body)
         if fault == "truncated":
             whole = orjson.dumps(answer.body)
             return web.Response(body=whole[: len(whole) // 2], content_type=JSON)

@@ -44,6 +44,10 @@ class Faults:
     """200 with half of the JSON text."""
     error_body: float = 0.0
     """200 with an error object."""
+    aborted: float = 0.0
+    """200 with the beginning of the answer, as from a server that is being shut down."""
+    empty: float = 0.0
+    """200 with an empty object."""
     retry_after_s: float = 0.05
     stall_s: float = 0.0
     """Then the answer comes; 0: it never does."""
@@ -74,6 +78,8 @@ class ServerOptions:
     """Offer /tokenize."""
     max_model_len: int = 1_000_000
     """Prompt and output together; a longer request is refused with 400."""
+    cut_at: int = 0
+    """Prompt tokens of a completion that are read: what stands before the last so many is dropped silently; 0: all."""
     slow_start_s: float = 0.0
     """503 for everything until then."""
     die_after: int | None = None

@@ -40,7 +40,9 @@ def texts(answers: Sequence[Answer]) -> dict[str, str | None]:
     return {a.key: a.text for a in answers if isinstance(a, Response)}
 
 
-@pytest.mark.parametrize("fault", ["rate_limited", "server_error", "reset", "truncated", "error_body"])
+@pytest.mark.parametrize(
+    "fault", ["rate_limited", "server_error", "reset", "truncated", "error_body", "aborted", "empty"]
+)
 async def test_passing_faults_are_retried_until_every_answer_is_there(connect: Any, fault: str) -> None:
     requests = generations(60)
     async with FakeServer() as sound, connect(lambda: [sound.backend]) as engine:
@@ -52,7 +54,7 @@ async def test_passing_faults_are_retried_until_every_answer_is_there(connect: A
         assert server.stats.answered == len(requests)
 
 
-@pytest.mark.parametrize("fault", ["rate_limited", "reset", "stall", "truncated", "error_body"])
+@pytest.mark.parametrize("fault", ["rate_limited", "reset", "stall", "truncated", "error_body", "aborted", "empty"])
 async def test_a_server_that_fails_half_of_the_time(connect: Any, fault: str) -> None:
     """Finished, correct, each asked no more often than allowed, and what failed says why and may be asked again."""
     requests = generations(120)
@@ -81,6 +83,8 @@ async def test_a_server_that_fails_half_of_the_time(connect: Any, fault: str) ->
         "stall": "no answer from",
         "truncated": "no whole JSON",
         "error_body": "lost",
+        "aborted": "ended the answer before the model did",
+        "empty": "not what was asked for (KeyError: 'choices')",
     }
     if fault == "rate_limited":
         assert not failures
@@ -93,7 +97,7 @@ async def test_a_server_that_fails_half_of_the_time(connect: Any, fault: str) ->
         assert {f.boundary for f in failures} == {boundary}
 
 
-@pytest.mark.parametrize("fault", ["rate_limited", "reset", "stall", "truncated", "error_body"])
+@pytest.mark.parametrize("fault", ["rate_limited", "reset", "stall", "truncated", "error_body", "aborted", "empty"])
 async def test_where_another_server_works_no_answer_is_missing(connect: Any, fault: str) -> None:
     requests = generations(120)
     async with FakeServer() as sound, connect(lambda: [sound.backend]) as engine:
@@ -149,6 +153,23 @@ async def test_a_prompt_over_the_servers_window_is_a_context_failure_and_asked_o
         assert isinstance(long, Failure)
         assert (long.boundary, long.retryable, long.attempts) == (Boundary.CONTEXT, False, 1)
         assert server.stats.prompts[prompt_digest(list(b"x" * 99))] == 1
+
+
+@pytest.mark.parametrize("native", [False, True])
+async def test_a_server_that_cuts_prompts_silently_is_found_out(connect: Any, native: bool) -> None:
+    dialect = "llama.cpp" if native else "vllm"
+    async with (
+        FakeServer(ServerOptions(cut_at=20, native=native)) as server,
+        connect(lambda: [server.backend], dialect=dialect) as engine,
+    ):
+        short, long = await ask(
+            engine, [*generations(1), Request(kind=Kind.GENERATE, text="x" * 50, arguments=ARGUMENTS)]
+        )
+        assert isinstance(short, Response)
+        assert isinstance(long, Failure)
+        assert (long.boundary, long.retryable) == (Boundary.CONTEXT, False)
+        assert "read 20 of 50 prompt tokens" in long.message
+        assert server.stats.prompts[prompt_digest(list(b"x" * 50))] == 1
 
 
 async def test_a_refused_request_is_not_retried() -> None:
@@ -222,6 +243,7 @@ class Canned(FakeServer):
         (b"\xff\xfe\xfd", None),
         (b"", None),
         (b"3", None),
+        (b"[" * 100_000, None),
     ],
 )
 async def test_what_is_nearly_json_is_taken_and_what_is_no_answer_is_not(text: bytes, value: object) -> None:
@@ -234,6 +256,58 @@ async def test_what_is_nearly_json_is_taken_and_what_is_no_answer_is_not(text: b
     else:
         assert isinstance(outcome, Reply)
         assert outcome.value == value
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": "yes", "finish_reason": "stop"} | fields], "usage": {}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"choices": []}, "IndexError"),
+        ({"choices": ["yes"]}, "AttributeError"),
+        ({"choices": {"0": "yes"}}, "KeyError"),
+        ({"choices": 3}, "TypeError"),
+        (completion(text=None), "TypeError"),
+        (completion(text=["yes"]), "TypeError"),
+        (completion(message={"reasoning_content": "hm"}), "KeyError"),
+        (completion(token_ids=[1, None]), "TypeError"),
+        (completion(token_ids=[float("inf")]), "OverflowError"),
+        (completion(finish_reason={"type": "abort"}), "TypeError"),
+        (completion() | {"usage": ["3"]}, "AttributeError"),
+        (completion() | {"usage": {"prompt_tokens": "many"}}, "ValueError"),
+        (completion(finish_reason="abort"), "finish_reason 'abort'"),
+        (completion(finish_reason="error"), "finish_reason 'error'"),
+    ],
+)
+async def test_an_answer_of_another_shape_is_asked_for_again_and_never_taken(
+    connect: Any, answer: dict[str, Any], told: str
+) -> None:
+    retries = Retries(attempts=2, base_s=0.001)
+    async with Canned(json.dumps(answer).encode()) as server, connect(lambda: [server.backend], retries=retries) as e:
+        (failure,) = await ask(e, generations(1))
+    assert isinstance(failure, Failure)
+    assert (failure.boundary, failure.retryable, failure.attempts) == (Boundary.SERVER, True, 3)
+    assert told in failure.message
+
+
+async def test_an_answer_with_nothing_but_reasoning_is_an_empty_text(connect: Any) -> None:
+    text = json.dumps(completion(message={"content": None, "reasoning_content": "hm"}))
+    async with Canned(text.encode()) as server, connect(lambda: [server.backend]) as engine:
+        (answer,) = await ask(engine, generations(1))
+    assert isinstance(answer, Response)
+    assert answer.text == ""
+
+
+async def test_what_a_content_filter_cut_is_refused_and_asked_once(connect: Any) -> None:
+    text = json.dumps(completion(text="", finish_reason="content_filter"))
+    async with Canned(text.encode()) as server, connect(lambda: [server.backend]) as engine:
+        (failure,) = await ask(engine, generations(1))
+        assert len(server.sent) == 1
+    assert isinstance(failure, Failure)
+    assert (failure.boundary, failure.retryable) == (Boundary.REFUSED, False)
+    assert "content filter" in failure.message
 
 
 async def test_half_a_character_in_a_prompt_is_sent_as_it_is() -> None:

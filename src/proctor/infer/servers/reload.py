@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import aiohttp
 
 from proctor.errors import ServerError
+from proctor.infer.outcome import UNREADABLE
 from proctor.infer.server import Backend
 
 PROMPT_TOKENS: Final = 160
@@ -120,7 +121,7 @@ def _logprobs(answer: Mapping[str, Any], count: int) -> list[float]:
     try:
         values = answer["choices"][0]["logprobs"]["token_logprobs"]
         found = [float(value) for value in values if value is not None]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise ServerError(f"its answer to the fixed prompt cannot be read: {type(error).__name__}") from error
     if len(values) != count or not all(map(math.isfinite, found)):
         raise ServerError("its answer to the fixed prompt is incomplete")
