@@ -45,6 +45,10 @@ class Kind(StrEnum):
     GENERATE = "generate_until"
 
 
+_KINDS: Final = {kind.value: kind for kind in Kind}
+"""Looking a kind up is quicker than making it, and recordings have very many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a chat. `role` is system, user, assistant or tool."""
@@ -106,9 +110,9 @@ class Request:
     def from_json(cls, value: Mapping[str, Json]) -> Request:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         fields = dict(value)
-        fields["kind"] = Kind(fields["kind"])
+        fields["kind"] = _KINDS[fields["kind"]]
         if "messages" in fields:
-            fields["messages"] = tuple(Message(role=r, content=c) for r, c in fields["messages"])
+            fields["messages"] = tuple([Message(role=r, content=c) for r, c in fields["messages"]])
         return cls(**fields)
 
 

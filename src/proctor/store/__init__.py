@@ -4,6 +4,7 @@ from proctor.store.answers import Answers, Counts
 from proctor.store.claims import Claim, Ledger
 from proctor.store.compaction import Compacted
 from proctor.store.owner import Alive, Owner, alive
+from proctor.store.recording import Requests
 from proctor.store.rows import Damage
 from proctor.store.scores import ScoredSuite
 from proctor.store.store import Store, WeightsSummary
@@ -18,6 +19,7 @@ __all__ = [
     "Damage",
     "Ledger",
     "Owner",
+    "Requests",
     "ScoredSuite",
     "Store",
     "WeightsSummary",

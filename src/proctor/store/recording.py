@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,33 @@ class Outline:
         return self.key_bytes[32 * ordinal : 32 * ordinal + 32].hex()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Requests:
+    """A recording's requests and their keys without the rest of it: as the bytes that they are kept as."""
+
+    key_bytes: bytes
+    """32 bytes for each request."""
+    ends: array[int]
+    """Where each request's JSON text begins, and where the last one ends."""
+    texts: memoryview
+
+    def __len__(self) -> int:
+        return len(self.key_bytes) // 32
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return len(self.key_bytes) + self.ends.itemsize * len(self.ends) + self.texts.nbytes
+
+    def key(self, ordinal: int) -> str:
+        """The key of one request."""
+        return self.key_bytes[32 * ordinal : 32 * ordinal + 32].hex()
+
+    def request(self, ordinal: int) -> Request:
+        """One request."""
+        return Request.from_json(parse(self.texts[self.ends[ordinal] : self.ends[ordinal + 1]]))
+
+
 def write_recording(path: Path, recording: Recording) -> None:
     """Write `recording` unless an intact file is there. Raises StoreError."""
     if path.exists():
@@ -112,7 +140,8 @@ def read_recording(path: Path) -> Recording:
     documents = b"".join(piece for piece in columns["documents"] if piece is not None)
     requests = [request for request in columns["request"] if request is not None]
     places = [columns[name][: len(requests)] for name in _PLACES]
-    if head["digest"] != _digest((k for k in columns["key"] if k), requests, places, documents):
+    asked = _asked((k for k in columns["key"] if k), (r.encode() for r in requests))
+    if head["digest"] != _whole(asked, places, documents):
         raise _damaged(path, "its contents do not agree with their checksum")
     instances = tuple(
         Instance(
@@ -138,6 +167,31 @@ def read_recording(path: Path) -> Recording:
         documents=documents.decode("utf-8", "surrogatepass"),
         labels=read_labels(path, head),
     )
+
+
+def read_requests(path: Path) -> Requests:
+    """The requests of the recording at `path`, without the rest. Raises StoreError if they are not what was written."""
+    with store_errors("read a recording", path):
+        table = read_table(path, _HINT, ["key", "request"])
+    head = _meta(path, table.schema)
+    # Rows beyond the requests hold more of the documents.
+    table = table.slice(0, table.num_rows - table.column("key").null_count)
+    keys, texts = (table.column(name).combine_chunks() for name in ("key", "request"))
+    ends, view = np.zeros(1, np.int64), memoryview(b"")
+    try:
+        key_bytes = _fixed_bytes(keys)
+        if len(texts):
+            _, offsets, data = texts.buffers()
+            ends = np.frombuffer(offsets, np.int64, len(texts) + 1, 8 * texts.offset)
+            view = memoryview(data)[ends[0] : ends[-1]]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _damaged(path, f"its columns are of other types ({error})") from error
+    if "asked" not in head:
+        # Written before requests had a checksum of their own: the whole has one.
+        read_recording(path)
+    elif head["asked"] != _asked((key_bytes,), (view,)).hexdigest():
+        raise _damaged(path, "its requests do not agree with their checksum")
+    return Requests(key_bytes=key_bytes, ends=array("q", (ends - ends[0]).tobytes()), texts=view)
 
 
 def read_keys(path: Path) -> list[str]:
@@ -248,20 +302,29 @@ def _table(recording: Recording) -> Any:
         "documents": padded(pieces, pa.large_binary()),
     }
     places = [[getattr(i, name) for i in recording.instances] for name in _PLACES]
+    asked = _asked(keys, map(str.encode, requests))
     head = {name: getattr(recording, name) for name in _HEAD} | {
         "labels": list(recording.labels),
-        "digest": _digest(keys, requests, places, documents),
+        "asked": asked.hexdigest(),
+        "digest": _whole(asked, places, documents),
     }
     meta = {"head": head, "check": digest(head)}
     return pa.table(columns).replace_schema_metadata({_META: json.dumps(meta)})
 
 
-def _digest(keys: Iterable[bytes], requests: Iterable[str], places: list[list[int]], documents: bytes) -> str:
-    whole = hashlib.sha256()
+def _asked(keys: Iterable[bytes], requests: Iterable[bytes | memoryview]) -> Any:
+    """A hash of what is asked, for more to be added to."""
+    asked = hashlib.sha256()
     for key in keys:
-        whole.update(key)
+        asked.update(key)
     for request in requests:
-        whole.update(request.encode())
+        asked.update(request)
+    return asked
+
+
+def _whole(asked: Any, places: list[list[int]], documents: bytes) -> str:
+    """The digest of all of a recording: of what is asked, and of what belongs to it."""
+    whole = asked.copy()
     whole.update(canonical_json(places).encode())
     whole.update(documents)
     return whole.hexdigest()

@@ -109,6 +109,10 @@ class Store:
         """The recording. Raises StoreError if it is missing or damaged."""
         return recordings.read_recording(self._recording(fingerprint))
 
+    def recorded_requests(self, fingerprint: str) -> recordings.Requests:
+        """A recording's requests, without what marking needs. Raises StoreError if it is missing or damaged."""
+        return recordings.read_requests(self._recording(fingerprint))
+
     def recording_keys(self, fingerprint: str) -> list[str]:
         """The keys of a recording's requests, in order, without reading the requests. Raises StoreError."""
         return recordings.read_keys(self._recording(fingerprint))

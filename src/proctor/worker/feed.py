@@ -21,7 +21,7 @@ from typing import Protocol
 from proctor.errors import StoreError
 from proctor.infer.engine import Engine, PhysicalRequest
 from proctor.records import Answer, Failure, Request, Shard
-from proctor.store import Answers, Claim, Ledger, Store
+from proctor.store import Answers, Claim, Ledger, Requests, Store
 
 RESOLVE_BATCH = 256
 """Requests rendered and tokenised at a time: enough for all cores, little enough to start at once."""
@@ -31,6 +31,9 @@ READY = 1024
 
 LOOK_AHEAD = 4096
 """Requests resolved before a server is up."""
+
+KEPT_BYTES = 256 << 20
+"""Of recordings that were read: what is asked of one after the other is read once, and memory has an end."""
 
 POLL_FIRST_S = 0.05
 POLL_LAST_S = 5.0
@@ -92,8 +95,8 @@ class Feed:
         self._retry_failed = retry_failed
         self._retry_reasons = retry_reasons
         self._started = time.time()
-        self._requests: dict[str, Request] = {}
-        self._ordinals: dict[str, list[str]] = {}
+        self._recorded: dict[str, Requests] = {}  # fingerprint → requests, the ones read last at the end
+        self._places: dict[str, tuple[str, int]] = {}  # key, not resolved → fingerprint and ordinal
         self._released: list[str] = []  # held by another's claim, which has ended
         self._claimed: list[str] = []  # by us, in asking order, not resolved
         self._ready: deque[PhysicalRequest] = deque()  # resolved, not yielded
@@ -117,8 +120,7 @@ class Feed:
             wanted = [k for k in keys if k in free][:LOOK_AHEAD]
             for at in range(0, len(wanted), RESOLVE_BATCH):
                 batch = wanted[at : at + RESOLVE_BATCH]
-                resolved = await self._engine.resolve([self._requests[k] for k in batch], batch)
-                self._seen.update(zip(batch, resolved, strict=True))
+                self._seen.update(zip(batch, await self._resolved(batch), strict=True))
             if wanted:
                 return
 
@@ -252,8 +254,14 @@ class Feed:
         by_task: dict[str, list[int]] = {}
         for fingerprint, ordinal in shard.items:
             by_task.setdefault(fingerprint, []).append(ordinal)
-        keys = dict.fromkeys(self._keys(f)[ordinal] for f, ordinals in by_task.items() for ordinal in ordinals)
-        return self._still_owed([k for k in keys if k not in self._claim_of])
+        places: dict[str, tuple[str, int]] = {}
+        for fingerprint, ordinals in by_task.items():
+            recorded = self._read(fingerprint)
+            for ordinal in ordinals:
+                places.setdefault(recorded.key(ordinal), (fingerprint, ordinal))
+        owed = self._still_owed([k for k in places if k not in self._claim_of])
+        self._places.update((k, places[k]) for k in owed)
+        return owed
 
     def _still_owed(self, keys: list[str]) -> list[str]:
         if not self._retry_failed:
@@ -268,12 +276,26 @@ class Feed:
             return False
         return not self._retry_reasons or failure.boundary.value in self._retry_reasons
 
-    def _keys(self, fingerprint: str) -> list[str]:
-        if fingerprint not in self._ordinals:
-            instances = self._store.read_recording(fingerprint).instances
-            self._requests.update((i.key, i.request) for i in instances)
-            self._ordinals[fingerprint] = [i.key for i in instances]
-        return self._ordinals[fingerprint]
+    def _read(self, fingerprint: str) -> Requests:
+        """A recording's requests; of those that were read before, as many are kept as there is room for."""
+        recorded = self._recorded.pop(fingerprint, None)
+        if recorded is None:
+            recorded = self._store.recorded_requests(fingerprint)
+        self._recorded[fingerprint] = recorded
+        sizes = [one.size for one in self._recorded.values()]
+        while len(sizes) > 1 and sum(sizes) > KEPT_BYTES:
+            del self._recorded[next(iter(self._recorded))], sizes[0]
+        return recorded
+
+    async def _resolved(self, keys: Sequence[str]) -> list[PhysicalRequest | Failure]:
+        requests: list[Request] = []
+        for key in keys:
+            fingerprint, ordinal = self._places[key]
+            recorded = self._recorded.get(fingerprint)
+            if recorded is None:
+                recorded = await asyncio.to_thread(self._read, fingerprint)
+            requests.append(recorded.request(ordinal))
+        return await self._engine.resolve(requests, keys)
 
     async def _claim(self, keys: list[str]) -> None:
         if not keys:
@@ -286,19 +308,22 @@ class Feed:
         if self._retry_failed:
             await asyncio.to_thread(self._answers.refresh)
             granted = await asyncio.to_thread(self._still_owed, granted)
+        mine = set(granted)
+        for key in set(keys).difference(mine, *claim.deferred.values()):
+            # Answered meanwhile.
+            self._places.pop(key, None)
+            self._seen.pop(key, None)
         if claim.seq is None or not granted:
             await self._finish(claim)
             return
         self._open[claim.seq] = OpenClaim(claim, set(granted))
         self._claim_of.update(dict.fromkeys(granted, claim.seq))
-        mine = set(granted)
         self._claimed += [k for k in keys if k in mine]
 
     async def _resolve(self, keys: Sequence[str]) -> None:
         new = [k for k in keys if k not in self._seen]
         if new:
-            found = await self._engine.resolve([self._requests[k] for k in new], new)
-            self._seen.update(zip(new, found, strict=True))
+            self._seen.update(zip(new, await self._resolved(new), strict=True))
         batch = [self._seen.pop(k) for k in keys]
         stored = self._answers.physical_of([r.physical_key for r in batch if not isinstance(r, Failure)])
         for resolved in batch:
@@ -313,6 +338,8 @@ class Feed:
             else:
                 self._first[resolved.physical_key] = resolved.key
                 self._ready.append(resolved)
+        for key in keys:
+            self._places.pop(key, None)
 
     # --- claims ---
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from proctor.errors import StoreError
@@ -23,6 +26,7 @@ from proctor.records import (
     SampleScore,
     ScoreRow,
     Suite,
+    digest,
 )
 from proctor.store import Owner, ScoredSuite, Store
 
@@ -112,6 +116,7 @@ def test_names_are_never_paths(store: Store, name: str, resolution: str) -> None
     for use in (
         store.has_recording,
         store.read_recording,
+        store.recorded_requests,
         store.recording_keys,
         store.read_suite,
         store.read_identity,
@@ -134,6 +139,53 @@ def test_a_recording_comes_back(store: Store, count: int, documents: str) -> Non
     assert store.has_recording(made.fingerprint)
     assert store.read_recording(made.fingerprint) == made
     assert store.recording_keys(made.fingerprint) == [i.key for i in made.instances]
+    assert asked(store, made.fingerprint) == [(i.key, i.request) for i in made.instances]
+
+
+def asked(store: Store, fingerprint: str) -> list[tuple[str, Request]]:
+    found = store.recorded_requests(fingerprint)
+    return [(found.key(n), found.request(n)) for n in range(len(found))]
+
+
+def test_requests_of_several_row_groups(store: Store) -> None:
+    made = recording(40_000, "é" * 3_000_000)
+    store.write_recording(made)
+    found = store.recorded_requests(made.fingerprint)
+    assert len(found) == 40_001
+    assert [found.request(n) for n in (0, 20_000, 39_999, 40_000)] == [
+        made.instances[n].request for n in (0, 20_000, 39_999, 40_000)
+    ]
+    assert found.size < 40_001 * 200
+
+
+def test_requests_of_a_recording_from_before_they_had_a_checksum(store: Store) -> None:
+    made = recording()
+    store.write_recording(made)
+    (path,) = (store.path / "requests").iterdir()
+    table = pq.read_table(path)
+    meta = json.loads(table.schema.metadata[b"proctor"])
+    del meta["head"]["asked"]
+    meta["check"] = digest(meta["head"])
+    pq.write_table(table.replace_schema_metadata({b"proctor": json.dumps(meta)}), path)
+    assert asked(store, made.fingerprint) == [(i.key, i.request) for i in made.instances]
+    # The whole is still verified.
+    changed = table.set_column(table.schema.get_field_index("doc_id"), "doc_id", pa.array([9] * len(table)))
+    pq.write_table(changed.replace_schema_metadata({b"proctor": json.dumps(meta)}), path)
+    with pytest.raises(StoreError, match="do not agree"):
+        store.recorded_requests(made.fingerprint)
+
+
+def test_requests_that_were_changed(store: Store) -> None:
+    made = recording()
+    store.write_recording(made)
+    (path,) = (store.path / "requests").iterdir()
+    table = pq.read_table(path)
+    texts = table.column("request").to_pylist()
+    texts[:2] = texts[1::-1]
+    changed = table.set_column(table.schema.get_field_index("request"), "request", pa.array(texts, pa.large_string()))
+    pq.write_table(changed, path)
+    with pytest.raises(StoreError, match="its requests do not agree"):
+        store.recorded_requests(made.fingerprint)
 
 
 def test_a_recording_without_requests(store: Store) -> None:
@@ -141,6 +193,7 @@ def test_a_recording_without_requests(store: Store) -> None:
     store.write_recording(made)
     assert store.read_recording(made.fingerprint) == made
     assert store.recording_keys(made.fingerprint) == []
+    assert asked(store, made.fingerprint) == []
 
 
 def test_a_recording_is_immutable_unless_it_is_damaged(store: Store) -> None:
@@ -151,7 +204,7 @@ def test_a_recording_is_immutable_unless_it_is_damaged(store: Store) -> None:
     store.write_recording(dataclasses.replace(made, documents="other"))
     assert path.stat() == before
     path.write_bytes(path.read_bytes()[:-10])
-    for use in (store.read_recording, store.recording_keys):
+    for use in (store.read_recording, store.recorded_requests, store.recording_keys):
         with pytest.raises(StoreError, match=r"is damaged(.|\n)*proctor prepare"):
             use(made.fingerprint)
     store.write_recording(made)
@@ -170,11 +223,13 @@ def test_a_flipped_byte_in_a_recording_is_found(store: Store) -> None:
             assert store.read_recording(made.fingerprint) == made
         except StoreError:
             found += 1
+        with contextlib.suppress(StoreError):
+            assert asked(store, made.fingerprint) == [(i.key, i.request) for i in made.instances]
     assert found > 10
 
 
 def test_a_missing_recording(store: Store) -> None:
-    for use in (store.read_recording, store.recording_keys):
+    for use in (store.read_recording, store.recorded_requests, store.recording_keys):
         with pytest.raises(StoreError, match="No such file"):
             use("0" * 64)
 

@@ -188,3 +188,32 @@ async def test_the_claim_ends_with_its_last_answer(bench: Bench) -> None:
             assert len(await bench.ledger().live()) == 1, n
             await feed.settle([answer])
         assert await bench.ledger().live() == {}
+
+
+# --- recordings ---
+
+
+async def test_recordings_are_let_go_and_read_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proctor.worker.feed.KEPT_BYTES", 0)
+    tasks = [[question(f"{name}{n}") for n in range(6)] for name in "abc"]
+    items = [shard.items for n, task in enumerate(tasks) for shard in bench.shards(task, size=6, name=str(n))]
+    # Every shard has something of every task.
+    shards = [Shard(id=str(n), model="m", items=tuple(i for s in items for i in s[n : n + 2])) for n in (0, 2, 4)]
+    async with feeding(bench, shards) as feed:
+        await feed.look_ahead()
+        assert await taken(feed) == [task[i].key for n in (0, 2, 4) for task in tasks for i in (n, n + 1)]
+        assert len(feed._recorded) == 1
+        assert not feed._places
+
+
+async def test_what_others_are_asking_is_resolved_when_it_is_left_to_us(bench: Bench) -> None:
+    shards = bench.shards(REQUESTS, size=30)
+    other = bench.store.ledger(WEIGHTS, owner=Owner.here(run="other"))
+    claim = await other.claim([r.key for r in REQUESTS[:10]])
+    async with feeding(bench, shards) as feed:
+        assert await taken(feed) == [r.key for r in REQUESTS[10:]]
+        assert len(feed._places) == feed.deferred == 10
+        await other.finish(claim)
+        assert await feed.more()
+        assert sorted((await taken(feed))[20:]) == sorted(r.key for r in REQUESTS[:10])
+        assert not feed._places
