@@ -219,10 +219,12 @@ class OpenAIEngine:
             return _failure(request, reply)
         found = cast("Generated", reply.value)
         sent = len(request.prompt_ids or ())
-        if 0 < found.prompt_tokens < sent:
+        unread = max(0, sent - (found.prompt_tokens or sent))
+        if unread and self._spec.truncation == "fail":
             message = (
-                f"the server read {found.prompt_tokens} of {sent} prompt tokens: it cuts prompts without a word; "
-                "set `engine.max_length` to what it takes, or let it take more"
+                f"the server read {found.prompt_tokens} of {sent} prompt tokens: it cuts prompts without a word. "
+                "Let it take more, or set `engine.max_length` to what it takes; `engine.truncation: truncate_left` "
+                "counts such prompts as cut, and keeps their answers"
             )
             cut = Broken(boundary=Boundary.CONTEXT, message=message, retryable=False, attempts=reply.attempts)
             return _failure(request, cut)
@@ -234,7 +236,7 @@ class OpenAIEngine:
             finish_reason=found.finish_reason,
             prompt_tokens=found.prompt_tokens or sent,
             completion_tokens=found.completion_tokens,
-            truncated_tokens=request.truncated_tokens,
+            truncated_tokens=request.truncated_tokens + unread,
             seed=request.sampling.seed,
             seed_honoured=self._seed_honoured(request.sampling.seed),
             engine_id=self._engine_id(""),

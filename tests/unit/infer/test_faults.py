@@ -172,6 +172,16 @@ async def test_a_server_that_cuts_prompts_silently_is_found_out(connect: Any, na
         assert server.stats.prompts[prompt_digest(list(b"x" * 50))] == 1
 
 
+async def test_what_a_server_cuts_is_counted_where_cutting_is_the_policy(connect: Any) -> None:
+    async with (
+        FakeServer(ServerOptions(cut_at=20)) as server,
+        connect(lambda: [server.backend], truncation="truncate_left") as engine,
+    ):
+        (answer,) = await ask(engine, [Request(kind=Kind.GENERATE, text="x" * 50, arguments=ARGUMENTS)])
+    assert isinstance(answer, Response)
+    assert (answer.prompt_tokens, answer.truncated_tokens) == (20, 30)
+
+
 async def test_a_refused_request_is_not_retried() -> None:
     async with FakeServer() as server, Client(lambda: [server.backend]) as client:
         outcome = await client.post("/v1/completions", {"prompt": []})
