@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,8 @@ def test_every_owed_request_is_in_exactly_one_shard(a: list[float], b: list[floa
     items = [item for shard in shards for item in shard.items]
     assert sorted(items) == sorted([("a", i) for i in range(len(a))] + [("b", i) for i in range(len(b))])
     assert all(0 < len(s.items) <= 7 for s in shards)
-    assert sum(s.cost_s for s in shards) == pytest.approx(sum(a) + sum(b))
+    # Costs are whole microseconds, so that everybody cuts alike.
+    assert sum(round(s.cost_s * 1e6) for s in shards) == sum(round(cost * 1e6) for cost in a + b)
 
 
 def test_long_documents_first_and_their_choices_together() -> None:
