@@ -101,7 +101,7 @@ async def score_text_by_echo(
     def read(value: dict[str, Any]) -> tuple[Scored, bool]:
         choice = ordered_choices(value)[0]
         offsets = [int(o) for o in choice["logprobs"]["text_offset"]]
-        end = len(offsets) - (len(offsets) - _prompt_length(choice, text)) if max_tokens else len(offsets)
+        end = sum(offset < len(text) for offset in offsets) if max_tokens else len(offsets)
         first = next((i for i in range(end) if offsets[i] >= start), end)
         first = max(first, 1) if start == 0 else first
         values, greedy = _slice(choice["logprobs"], first, end)
@@ -259,7 +259,7 @@ async def _look_up(
                 return step
             reply, latency = step, latency + step.latency_s
             tops = cast("list[dict[str, Any]]", step.value["completion_probabilities"][0]["top_logprobs"])
-            found = next((float(top["logprob"]) for top in tops if int(top["id"]) == token), None)
+            found = next((_logprob(top["logprob"]) for top in tops if int(top["id"]) == token), None)
             if found is not None:
                 return found, int(tops[0]["id"]), latency
         raise ValueError(f"token {token} is not among all alternatives")
@@ -300,12 +300,6 @@ def _logprob(value: Any) -> float:
     if not number <= _MOST:
         raise ValueError(f"{number} is no log-probability")
     return number
-
-
-def _prompt_length(choice: dict[str, Any], text: str) -> int:
-    """How many of the tokens belong to the prompt `text`."""
-    offsets = [int(o) for o in choice["logprobs"]["text_offset"]]
-    return sum(1 for o in offsets if o < len(text))
 
 
 def _unreadable(error: Exception, reply: Reply) -> Broken:

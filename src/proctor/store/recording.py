@@ -32,22 +32,32 @@ _HEAD: Final = ("fingerprint", "source", "source_version", "task", "task_version
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outline:
+class _Keyed:
+    """Something of each request of a recording, in order, and its key."""
+
+    key_bytes: bytes
+    """32 bytes for each request."""
+
+    def __len__(self) -> int:
+        return len(self.key_bytes) // 32
+
+    def key(self, ordinal: int) -> str:
+        """The key of one request."""
+        return self.key_bytes[32 * ordinal : 32 * ordinal + 32].hex()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outline(_Keyed):
     """A recording without its requests; all lists and arrays have one entry for each request, in order."""
 
     task: str
     num_fewshot: int
     labels: tuple[str, ...]
-    key_bytes: bytes
-    """32 bytes for each request."""
     documents: NDArray[np.int64]
     characters: NDArray[np.int64]
     """Length of the request as JSON text."""
     caps: NDArray[np.int64]
     """Tokens that may be generated; 0 for a log-likelihood."""
-
-    def __len__(self) -> int:
-        return len(self.key_bytes) // 32
 
     @cached_property
     def keys(self) -> list[str]:
@@ -60,32 +70,19 @@ class Outline:
         """The keys as an array."""
         return from_bytes(self.key_bytes, 32)
 
-    def key(self, ordinal: int) -> str:
-        """The key of one request."""
-        return self.key_bytes[32 * ordinal : 32 * ordinal + 32].hex()
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Requests:
+class Requests(_Keyed):
     """A recording's requests and their keys without the rest of it: as the bytes that they are kept as."""
 
-    key_bytes: bytes
-    """32 bytes for each request."""
     ends: array[int]
     """Where each request's JSON text begins, and where the last one ends."""
     texts: memoryview
-
-    def __len__(self) -> int:
-        return len(self.key_bytes) // 32
 
     @property
     def size(self) -> int:
         """Bytes in memory."""
         return len(self.key_bytes) + self.ends.itemsize * len(self.ends) + self.texts.nbytes
-
-    def key(self, ordinal: int) -> str:
-        """The key of one request."""
-        return self.key_bytes[32 * ordinal : 32 * ordinal + 32].hex()
 
     def request(self, ordinal: int) -> Request:
         """One request."""
@@ -174,8 +171,7 @@ def read_requests(path: Path) -> Requests:
     with store_errors("read a recording", path):
         table = read_table(path, _HINT, ["key", "request"])
     head = _meta(path, table.schema)
-    # Rows beyond the requests hold more of the documents.
-    table = table.slice(0, table.num_rows - table.column("key").null_count)
+    table = _of_requests(table)
     keys, texts = (table.column(name).combine_chunks() for name in ("key", "request"))
     ends, view = np.zeros(1, np.int64), memoryview(b"")
     try:
@@ -209,8 +205,7 @@ def read_outline(path: Path) -> Outline:
     with store_errors("read a recording", path):
         table = read_table(path, _HINT, names)
     head = _meta(path, table.schema)
-    # Rows beyond the requests hold more of the documents; arrow's own filter takes a tenth of a second to import.
-    table = table.slice(0, table.num_rows - table.column("key").null_count)
+    table = _of_requests(table)
     documents, characters, caps = (table.column(n).to_numpy().astype(np.int64) for n in names[1:])
     return Outline(
         task=head["task"],
@@ -221,6 +216,12 @@ def read_outline(path: Path) -> Outline:
         characters=characters,
         caps=caps,
     )
+
+
+def _of_requests(table: Any) -> Any:
+    """The rows of the requests. Those beyond hold more of the documents."""
+    # Arrow's own filter takes a tenth of a second to import.
+    return table.slice(0, table.num_rows - table.column("key").null_count)
 
 
 def _fixed_bytes(array: Any) -> bytes:

@@ -32,9 +32,8 @@ class Refused(ValueError):
 def aborted(answer: Answer) -> Answer:
     """As servers answer what was under way when they were told to end: the first half, with a reason of their own."""
     for choice in answer.body.get("choices", ()):
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        half = text[: len(text) // 2]
-        choice |= {"message": {"role": "assistant", "content": half}} if "message" in choice else {"text": half}
+        said, name = (choice["message"], "content") if "message" in choice else (choice, "text")
+        said[name] = said[name][: len(said[name]) // 2]
         choice["finish_reason"] = "abort"
     return answer
 
