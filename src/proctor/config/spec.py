@@ -352,7 +352,7 @@ class OpenAIEngine(Strict):
     """A prompt that does not fit the window fails, by name; or it is cut from the left as lm-eval does, and counted."""
     add_bos_token: bool | None = None
     max_gen_toks: Whole | None = None
-    loglikelihood: Literal["auto", "echo", "next-token", "forced"] = "auto"
+    loglikelihood: Literal["auto", "echo", "cached-echo", "next-token", "forced"] = "auto"
     """How log-likelihoods are measured; auto: by the cheapest way that the server was seen to do rightly."""
     batch_size: Whole | None = Field(default=None, ge=1)
     """Prompts in one HTTP call, for log-likelihood by echo; None: the choices of one question."""

@@ -1,9 +1,10 @@
-"""Whether a server scores chosen next tokens rightly, seen by effect and beside the traffic that it will have.
+"""Whether a server scores rightly in the ways that are quicker than echo, seen by effect and beside the traffic that
+it will have.
 
 Servers answer 200 to fields that they ignore, and one version of vLLM returned -9999 to requests that wanted the most
 probable tokens while others in the same batch wanted chosen ones. So the same places are asked while generations and
 echoes are under way, and compared with what was generated and echoed alone. A server that is right only without such
-company gets one kind of request at a time.
+company gets one kind of request at a time. Echo on top of the prefix cache has to be right in company.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
+from proctor.infer.cached_echo import score_by_cached_echo
 from proctor.infer.client import Broken, Client
+from proctor.infer.costs import Costs
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import Scored, ask_next, score_by_echo, score_by_next_tokens
-from proctor.infer.next_tokens import Costs, Place
+from proctor.infer.next_tokens import Place
 
 Mixing = Literal["no", "alone", "mixed"]
 """Chosen next tokens are scored: not rightly; rightly beside nothing else; rightly beside anything."""
@@ -67,6 +70,40 @@ async def try_next_tokens(
     if all([await once(beside=True) for _ in range(ROUNDS)]):
         return "mixed"
     return "alone" if all([await once(beside=False) for _ in range(ROUNDS)]) else "no"
+
+
+async def try_cached_echo(
+    client: Client, sample: Passage, *, block: int, max_tokens: int, tolerance: float, extra: dict[str, Any]
+) -> bool:
+    """Score choices after a context longer than a block of the prefix cache, by echo and on top of the cache.
+
+    `sample`: a prompt and the tokens that were generated. `block`, in tokens; `tolerance` in nats for each token.
+    True if at least one passage was scored on a prefix that the server had, and none in another way than by echo.
+    """
+    generated = sample.token_ids[-sample.scored :]
+    prompt = sample.token_ids[: -sample.scored]
+    alone = await score_by_echo(client, [sample], max_tokens=max_tokens, extra=extra)
+    for number in range(ROUNDS):
+        # Another context each time: what was asked before would be found whole, with the tokens to score.
+        turned = prompt[number + 1 :] + prompt[: number + 1]
+        context = (turned * (block // len(turned) + 2))[: block + 3]
+        ends = [generated[-1:], generated[:1] + prompt[:2], prompt[1:3]]
+        choices = [Passage(token_ids=context + end, scored=len(end)) for end in ends]
+        expected = [
+            one for c in choices for one in await score_by_echo(client, [c], max_tokens=max_tokens, extra=extra)
+        ]
+        found, company = await asyncio.gather(
+            score_by_cached_echo(client, choices, extra=extra),
+            _company(client, sample.token_ids, prompt, max_tokens, extra),
+        )
+        said = [(a, b) for a, b in zip(found, expected, strict=True) if isinstance(a, Scored)]
+        if not _agree([a for a, _ in said], [b for _, b in said], tolerance):
+            return False
+        if not _agree(company, alone * len(company), tolerance):
+            return False
+        if any(a.cached_tokens for a, _ in said):
+            return True
+    return False
 
 
 async def _company(

@@ -5,6 +5,7 @@
 - **next-token**: vLLM's `logprob_token_ids` gives the log-probabilities of chosen tokens after a prompt. One request
   for all single-token choices of a question; a request for each place of longer ones, on a context that the server
   has computed already (`infer.next_tokens`).
+- **cached-echo**: echo that makes use of the prefix cache, on one more route of vLLM's (`infer.cached_echo`).
 - **forced**: llama.cpp's `/completion` is asked for one token at a time, with a logit bias that forces the token to
   score; the log-probability it reports is the one before the bias. The server's prefix cache makes a step cheap.
   A token that ends inside a UTF-8 character comes back without log-probabilities: the server holds such text back
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from proctor.infer.client import Broken, Client, Reply
+from proctor.infer.costs import ECHO, FORCED, NEXT_TOKEN, Way
 from proctor.infer.engine import Passage
 from proctor.infer.next_tokens import Next, Place, assemble, places
 from proctor.infer.outcome import UNREADABLE
@@ -45,7 +47,10 @@ class Scored:
     is_greedy: bool
     """Every scored token is the most probable one at its place (ties count as greedy), as lm-eval's classes say."""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of these, the ones that the server says it had computed before."""
     latency_s: float = 0.0
+    method: Way = ECHO
 
     @property
     def logprob(self) -> float:
@@ -151,7 +156,9 @@ def _assembled(
         if ids[:at] in broken:
             return broken[ids[:at]]
     values, greedy = assemble(passage, found)
-    return Scored(token_logprobs=values, is_greedy=greedy, prompt_tokens=len(ids), latency_s=latency_s)
+    return Scored(
+        token_logprobs=values, is_greedy=greedy, prompt_tokens=len(ids), latency_s=latency_s, method=NEXT_TOKEN
+    )
 
 
 def next_body(place: Place) -> dict[str, Any]:
@@ -206,7 +213,9 @@ async def score_by_forcing(client: Client, passage: Passage, *, extra: dict[str,
         logprobs.append(logprob)
         greedy = greedy and top == ids[at]
         latency += seconds
-    return Scored(token_logprobs=tuple(logprobs), is_greedy=greedy, prompt_tokens=len(ids), latency_s=latency)
+    return Scored(
+        token_logprobs=tuple(logprobs), is_greedy=greedy, prompt_tokens=len(ids), latency_s=latency, method=FORCED
+    )
 
 
 async def force(
@@ -222,7 +231,7 @@ async def force(
         step = reply.value["completion_probabilities"][0]
         if int(step["id"]) != token:
             raise ValueError(f"token {step['id']} came back where {token} was forced")
-        return _logprob(step["logprob"]), int(step["top_logprobs"][0]["id"]), reply.latency_s
+        return read_logprob(step["logprob"]), int(step["top_logprobs"][0]["id"]), reply.latency_s
     except UNREADABLE as error:
         return _unreadable(error, reply)
 
@@ -259,7 +268,7 @@ async def _look_up(
                 return step
             reply, latency = step, latency + step.latency_s
             tops = cast("list[dict[str, Any]]", step.value["completion_probabilities"][0]["top_logprobs"])
-            found = next((_logprob(top["logprob"]) for top in tops if int(top["id"]) == token), None)
+            found = next((read_logprob(top["logprob"]) for top in tops if int(top["id"]) == token), None)
             if found is not None:
                 return found, int(tops[0]["id"]), latency
         raise ValueError(f"token {token} is not among all alternatives")
@@ -290,12 +299,13 @@ def _read_echo(choice: dict[str, Any], passage: Passage, max_tokens: int) -> tup
 
 
 def _slice(logprobs: dict[str, Any], start: int, end: int) -> tuple[tuple[float, ...], bool]:
-    values = tuple(_logprob(v) for v in logprobs["token_logprobs"][start:end])
+    values = tuple(read_logprob(v) for v in logprobs["token_logprobs"][start:end])
     tops = logprobs["top_logprobs"][start:end]
     return values, all(value >= max(top.values()) for value, top in zip(values, tops, strict=True))
 
 
-def _logprob(value: Any) -> float:
+def read_logprob(value: Any) -> float:
+    """Raises TypeError or ValueError for what is no logarithm of a probability."""
     number = float(value)
     if not number <= _MOST:
         raise ValueError(f"{number} is no log-probability")

@@ -37,18 +37,6 @@ class Next:
     top_logprob: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What a request costs, in tokens of prompt that have to be computed."""
-
-    request: float = 32.0
-    """Besides its tokens: HTTP, scheduling, sampling."""
-    block: int = 16
-    """Tokens in a block of the server's prefix cache: only whole blocks are found again."""
-    cached: bool = True
-    """Whether the server keeps prefixes at all."""
-
-
 def places(passages: Sequence[Passage]) -> list[Place]:
     """The distinct places of all passages, the shortest prompt first, none with more than `MOST_IDS` wanted tokens."""
     wanted: dict[tuple[int, ...], dict[int, None]] = {}
@@ -61,37 +49,6 @@ def places(passages: Sequence[Passage]) -> list[Place]:
         tokens = tuple(wanted[prompt])
         found += [Place(prompt, tokens[i : i + MOST_IDS]) for i in range(0, len(tokens), MOST_IDS)]
     return found
-
-
-def echo_cost(passages: Sequence[Passage], costs: Costs) -> float:
-    """Echo computes every passage from its first token on."""
-    return sum(len(p.token_ids) + costs.request for p in passages)
-
-
-def places_cost(found: Sequence[Place], costs: Costs) -> float:
-    """The first place computes the context; the others find its whole blocks in the prefix cache."""
-    if not found:
-        return 0.0
-    context = len(found[0].prompt)
-    kept = context // costs.block * costs.block if costs.cached else 0
-    return context + costs.request + sum(len(p.prompt) - kept + costs.request for p in found[1:])
-
-
-def cheaper_by_places(passages: Sequence[Passage], costs: Costs) -> bool:
-    """Whether asking for next tokens costs less than echoing every passage."""
-    longest = max((p.scored for p in passages), default=0)
-    if longest > 1 and not costs.cached:
-        return False
-    # A lower bound first: every place of the longest passage is a request of its own.
-    if longest * costs.request > echo_cost(passages, costs):
-        return False
-    return places_cost(places(passages), costs) < echo_cost(passages, costs)
-
-
-def same_context(a: Passage, b: Passage) -> bool:
-    """Whether two passages score what follows the same tokens."""
-    end = len(a.token_ids) - a.scored
-    return end == len(b.token_ids) - b.scored and a.token_ids[:end] == b.token_ids[:end]
 
 
 def assemble(passage: Passage, answers: Mapping[tuple[int, ...], Mapping[int, Next]]) -> tuple[tuple[float, ...], bool]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Final, Self, cast
 
 from proctor.config.spec import OpenAIEngine as OpenAISpec
 from proctor.infer.askers import Askers
-from proctor.infer.canary import Mixing, try_next_tokens
 from proctor.infer.client import Broken, Client, Retries, Timeouts
 from proctor.infer.dialect import (
     NATIVE,
@@ -23,29 +21,16 @@ from proctor.infer.dialect import (
     read_generation,
     read_native,
 )
-from proctor.infer.engine import Passage, PhysicalRequest
-from proctor.infer.loglikelihood import (
-    Scored,
-    score_by_echo,
-    score_by_forcing,
-    score_by_next_tokens,
-    score_text_by_echo,
-)
-from proctor.infer.next_tokens import cheaper_by_places, same_context
-from proctor.infer.probe import Conformance, probe, refusal
+from proctor.infer.engine import PhysicalRequest
+from proctor.infer.loglikelihood import Scored
+from proctor.infer.probe import Conformance
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
+from proctor.infer.scorer import Scorer
 from proctor.infer.server import Backend, Load
-from proctor.infer.slots import SlotPool
-from proctor.infer.turns import Turns
 from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response
 
 SCORED: Final = (Kind.LOGLIKELIHOOD, Kind.ROLLING)
-NEXT_TOKEN: Final = "next-token"
-MOST_TOGETHER: Final = 64
-"""Requests of one context that are scored together: as many as a question has choices, and no flood."""
-MISREADINGS: Final = 3
-"""Answers without usable next tokens, after a canary that passed, until the engine goes back to echo for good."""
 
 
 class OpenAIEngine:
@@ -76,11 +61,7 @@ class OpenAIEngine:
         )
         self._resolver = Resolver(spec, tokenizer, client=self._client, model_directory=model_directory)
         self._dialect: Dialect | None = None
-        self._conformance: Conformance | None = None
-        self._slots: SlotPool | None = None
-        self._probing = asyncio.Lock()
-        self._turns = Turns()
-        self._misread = 0
+        self._scorer = Scorer(self._client, spec, dialect=self._find_dialect, tokenizer=self._resolver.tokenizer)
         self._ids: dict[str, tuple[EngineInfo, str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -99,8 +80,8 @@ class OpenAIEngine:
     @property
     def info(self) -> EngineInfo:
         """What answers; `method` is filled in by the probe, before the first log-likelihood."""
-        found = self._read_info()
-        return found if self._conformance is None else replace(found, method=self._conformance.method)
+        found, conformance = self._read_info(), self.conformance
+        return found if conformance is None else replace(found, method=conformance.method)
 
     @property
     def resolves_alone(self) -> bool:
@@ -110,7 +91,7 @@ class OpenAIEngine:
     @property
     def conformance(self) -> Conformance | None:
         """What the probe found; None before the first log-likelihood."""
-        return self._conformance
+        return self._scorer.conformance
 
     async def resolve(
         self, requests: Sequence[Request], keys: Sequence[str] | None = None
@@ -119,38 +100,7 @@ class OpenAIEngine:
 
     async def prove(self) -> Conformance:
         """Run the conformance probe now, once. Raises ProbeError if no way to score is right on this server."""
-        async with self._probing:
-            if self._conformance is None:
-                self._conformance = await probe(
-                    self._client,
-                    dialect=await self._find_dialect(),
-                    tokenizer=await self._resolver.tokenizer(),
-                    wanted=self._spec.loglikelihood,
-                    extra=self._extra,
-                )
-        if self._spec.loglikelihood == NEXT_TOKEN and await self._try_next_tokens() == "no":
-            raise refusal(f"{NEXT_TOKEN}: `logprob_token_ids` is ignored, or wrong")
-        return self._conformance
-
-    async def _try_next_tokens(self) -> Mixing:
-        """Run the canary now, once."""
-        async with self._probing:
-            found = self._conformance
-            assert found is not None
-            if found.next_tokens is None:
-                mixing: Mixing = "no"
-                if found.sample is not None and found.method == "echo":
-                    mixing = await try_next_tokens(
-                        self._client,
-                        found.sample.passage,
-                        found.sample.logprobs,
-                        max_tokens=found.max_tokens,
-                        tolerance=found.tolerance,
-                        extra=self._extra,
-                    )
-                found = self._conformance = replace(found, next_tokens=mixing)
-            assert found.next_tokens is not None
-            return found.next_tokens
+        return await self._scorer.prove()
 
     async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:
         await self._find_dialect()
@@ -165,49 +115,31 @@ class OpenAIEngine:
         """Single requests, neighbours of one context together, or as many log-likelihoods as `batch_size` says."""
         held: list[PhysicalRequest] = []
         async for request in requests:
-            if request.kind in SCORED and self._conformance is None:
+            if request.kind in SCORED and self.conformance is None:
                 await self.prove()
-            if held and not self._belongs(held, request):
+            alone = request.kind not in SCORED or len(request.passages) != 1
+            if held and (alone or not self._scorer.together([r.passages[0] for r in held], request.passages[0])):
                 yield held
                 held = []
-            if request.kind in SCORED and len(request.passages) == 1:
-                held.append(request)
-            else:
+            if alone:
                 yield [request]
+            else:
+                held.append(request)
         if held:
             yield held
-
-    def _belongs(self, held: list[PhysicalRequest], request: PhysicalRequest) -> bool:
-        """Whether `request` is asked together with those that are held."""
-        found, size = self._conformance, self._spec.batch_size
-        if found is None or len(request.passages) != 1 or request.kind not in SCORED:
-            return False
-        if found.next_tokens == "no" or self._spec.loglikelihood == "echo":
-            if not found.lists:
-                return False
-            if size is not None:
-                return len(held) < size
-        return len(held) < MOST_TOGETHER and same_context(held[0].passages[0], request.passages[0])
 
     async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
         request = batch[0]
         if request.kind is Kind.GENERATE:
-            if not self._kinds_apart:
+            async with self._scorer.turn("generate"):
                 return [await self._generate(request)]
-            async with self._turn("generate"):
-                return [await self._generate(request)]
-        if len(batch) == 1 and (request.prompt_text is not None or len(request.passages) != 1):
-            async with self._turn("echo"):
-                return [await self._score(request)]
-        return await self._score_group(batch)
-
-    def _turn(self, kind: str) -> AbstractAsyncContextManager[None]:
-        """Keep kinds apart on a server that scores next tokens rightly only without company."""
-        return self._turns.of(kind) if self._kinds_apart else nullcontext()
-
-    @property
-    def _kinds_apart(self) -> bool:
-        return self._conformance is not None and self._conformance.next_tokens == "alone"
+        if len(batch) > 1 or len(request.passages) == 1:
+            found = await self._scorer.score([r.passages[0] for r in batch])
+            return [self._scored(r, [one]) for r, one in zip(batch, found, strict=True)]
+        if request.prompt_text is not None:
+            start = context_length(request.request)
+            return [self._scored(request, [await self._scorer.score_text(request.prompt_text, start)])]
+        return [self._scored(request, await self._scorer.score_windows(request.passages))]
 
     async def _generate(self, request: PhysicalRequest) -> Answer:
         assert request.sampling is not None
@@ -244,74 +176,13 @@ class OpenAIEngine:
             created=time.time(),
         )
 
-    async def _score(self, request: PhysicalRequest) -> Answer:
-        if request.prompt_text is not None:
-            start = context_length(request.request)
-            outcome = await score_text_by_echo(
-                self._client, request.prompt_text, start, max_tokens=self._max_tokens, extra=self._extra
-            )
-            return self._scored(request, [outcome])
-        wanted = [p for p in request.passages if p.scored]
-        outcomes = await asyncio.gather(*(self._score_passage(p) for p in wanted))
-        return self._scored(request, outcomes)
-
-    async def _score_passage(self, passage: Passage) -> Scored | Broken:
-        if self._conformance is not None and self._conformance.method == "forced":
-            async with (await self._slot_pool()).lease(passage.token_ids) as slot:
-                return await score_by_forcing(self._client, passage, extra=self._extra | {"id_slot": slot})
-        found = await score_by_echo(self._client, [passage], max_tokens=self._max_tokens, extra=self._extra)
-        return found[0]
-
-    async def _score_group(self, batch: list[PhysicalRequest]) -> list[Answer]:
-        """Score requests with one passage each, of one context unless they are echoed."""
-        passages = [r.passages[0] for r in batch]
-        if await self._by_next_tokens(passages):
-            async with self._turn(NEXT_TOKEN):
-                found = await score_by_next_tokens(self._client, passages, extra=self._extra)
-            bad = [one for one in found if isinstance(one, Broken)]
-            # What was refused, or cannot be read, is asked by echo, which has been proven too.
-            if all(one.retryable and not _misread(one) for one in bad):
-                return [self._scored(r, [one], NEXT_TOKEN) for r, one in zip(batch, found, strict=True)]
-            self._misread += any(map(_misread, bad))
-        async with self._turn("echo"):
-            if self._conformance is None or self._conformance.method == "forced":
-                found = await asyncio.gather(*(self._score_passage(p) for p in passages))
-            else:
-                found = await self._echo(passages)
-        return [self._scored(r, [one]) for r, one in zip(batch, found, strict=True)]
-
-    async def _by_next_tokens(self, passages: Sequence[Passage]) -> bool:
-        found, wanted = self._conformance, self._spec.loglikelihood
-        if found is None or found.method != "echo" or wanted not in ("auto", NEXT_TOKEN):
-            return False
-        if found.next_tokens == "no" or self._misread >= MISREADINGS:
-            return False
-        if not all(p.scored and len(p.token_ids) > p.scored for p in passages):
-            return False
-        if wanted == "auto" and not cheaper_by_places(passages, found.costs):
-            return False
-        return found.next_tokens is not None or await self._try_next_tokens() != "no"
-
-    async def _echo(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
-        assert self._conformance is not None
-        size = (self._spec.batch_size or len(passages)) if self._conformance.lists else 1
-        lists = [passages[i : i + size] for i in range(0, len(passages), size)]
-        echoed = await asyncio.gather(
-            *(score_by_echo(self._client, one, max_tokens=self._max_tokens, extra=self._extra) for one in lists)
-        )
-        return [one for some in echoed for one in some]
-
-    def _scored(
-        self, request: PhysicalRequest, outcomes: Sequence[Scored | Broken], method: str | None = None
-    ) -> Answer:
+    def _scored(self, request: PhysicalRequest, outcomes: Sequence[Scored | Broken]) -> Answer:
         good: list[Scored] = []
         for outcome in outcomes:
             if isinstance(outcome, Broken):
                 return _failure(request, outcome)
             good.append(outcome)
         logprobs = tuple(value for one in good for value in one.token_logprobs)
-        if method is None:
-            method = self._conformance.method if self._conformance else ""
         return Response(
             key=request.key,
             physical_key=request.physical_key,
@@ -320,17 +191,10 @@ class OpenAIEngine:
             token_logprobs=logprobs,
             prompt_tokens=sum(one.prompt_tokens for one in good),
             truncated_tokens=request.truncated_tokens,
-            engine_id=self._engine_id(method),
+            engine_id=self._engine_id(good[0].method if good else self.info.method),
             latency_s=sum(one.latency_s for one in good),
             created=time.time(),
         )
-
-    async def _slot_pool(self) -> SlotPool:
-        async with self._probing:
-            if self._slots is None:
-                props = await self._client.get("/props") or {}
-                self._slots = SlotPool(max(1, int(props.get("total_slots", 1))))
-            return self._slots
 
     async def _find_dialect(self) -> Dialect:
         if self._dialect is None:
@@ -352,19 +216,6 @@ class OpenAIEngine:
         if known is None or (known[0] is not info and known[0] != info):
             known = self._ids[method] = (info, replace(info, method=method).id)
         return known[1]
-
-    @property
-    def _max_tokens(self) -> int:
-        return self._conformance.max_tokens if self._conformance else 1
-
-    @property
-    def _extra(self) -> dict[str, Any]:
-        return dict(self._spec.extra_body)
-
-
-def _misread(broken: Broken) -> bool:
-    """Whether an answer came with status 200 that says nothing usable."""
-    return broken.boundary is Boundary.SERVER and broken.status is None
 
 
 def _failure(request: PhysicalRequest, broken: Broken) -> Failure:

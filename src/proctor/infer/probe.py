@@ -5,7 +5,7 @@ give the same numbers at the same places. A server that ignores `echo`, or repor
 (and says 200), is thereby told from one that is right. Then: may nothing be generated beside the echo, and are
 lists of prompts answered in order.
 
-Where the server returns the log-probabilities of chosen next tokens, `infer.canary` says whether it does so rightly.
+Whether the quicker ways are right, which some servers offer besides echo, `infer.canary` says.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from proctor.errors import ProbeError
 from proctor.infer.canary import Mixing, prefix_cache
 from proctor.infer.client import Client
+from proctor.infer.costs import CACHED_ECHO, ECHO, NEXT_TOKEN, Costs, Way
 from proctor.infer.dialect import Dialect
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import (
@@ -28,7 +29,6 @@ from proctor.infer.loglikelihood import (
     score_by_echo,
     score_by_forcing,
 )
-from proctor.infer.next_tokens import Costs
 from proctor.infer.outcome import UNREADABLE
 from proctor.infer.tokenizer import Tokenizer
 
@@ -57,8 +57,10 @@ class Conformance:
     """What was generated, where ids can be sent: what every other way has to reproduce."""
     next_tokens: Mixing | None = None
     """Whether chosen next tokens are scored rightly, and beside what; None: not tried, since nothing was cheaper so."""
+    cached_echo: bool | None = None
+    """Whether echo on top of the prefix cache is right; None: not tried, since nothing was cheaper so."""
     costs: Costs = field(default_factory=Costs)
-    """What decides between echo and next tokens."""
+    """What decides between the ways."""
 
     @property
     def tolerance(self) -> float:
@@ -84,7 +86,7 @@ async def probe(
     *,
     dialect: Dialect,
     tokenizer: Tokenizer | None,
-    wanted: Literal["auto", "echo", "next-token", "forced"] = "auto",
+    wanted: Literal["auto"] | Way = "auto",
     extra: dict[str, Any] | None = None,
 ) -> Conformance:
     """Find a right way to score. Raises ProbeError with what was seen if there is none, or `wanted` is not one."""
@@ -95,7 +97,8 @@ async def probe(
     seen: list[str] = []
     forcing_first = dialect is Dialect.LLAMA_CPP
     for method in ("forced", "echo") if forcing_first else ("echo", "forced"):
-        if wanted not in ("auto", method) and (wanted, method) != ("next-token", "echo"):
+        # The quicker ways stand on echo, which they have to agree with and which says what they cannot.
+        if method != {"auto": method, NEXT_TOKEN: ECHO, CACHED_ECHO: ECHO}.get(wanted, wanted):
             continue
         found = await (_try_echo if method == "echo" else _try_forced)(client, tuple(ids), tokenizer, extra)
         if isinstance(found, Conformance):

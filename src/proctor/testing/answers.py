@@ -84,6 +84,10 @@ class Answerer:
     def __init__(self, options: ServerOptions) -> None:
         self._options = options
         self._model = FakeModel(options.weights, options.end_share)
+        self._blocks: set[int] = set()
+        """The states after every whole block of the prefix cache that has been computed."""
+        self.cached_echo = options.cached_echo
+        """May be changed while it runs."""
 
     def completion(self, body: Mapping[str, Any], prompts: Sequence[list[int]], *, chat: bool) -> Answer:
         """/v1/completions or /v1/chat/completions. Raises Refused."""
@@ -91,6 +95,7 @@ class Answerer:
         choices: list[dict[str, Any]] = []
         generated = 0
         for index, ids in enumerate(prompts):
+            self._cached(ids)
             choice, count = self._choice(body, ids, chat=chat)
             choice["index"] = index
             choices.append(choice)
@@ -111,6 +116,45 @@ class Answerer:
             },
             generated,
         )
+
+    def generate(self, body: Mapping[str, Any]) -> Answer:
+        """vLLM's /inference/v1/generate, as far as it echoes. Raises Refused.
+
+        What was computed before comes back as memory that nobody wrote: with what some other request left there.
+        """
+        ids = cast("list[int]", body["token_ids"])
+        self._check_length(ids, 1)
+        cached = self._cached(ids)
+        mode = self.cached_echo if cached else "right"
+        if mode == "refused":
+            raise Refused("Out of range float values are not JSON compliant")
+        values, best = self._model.score(ids)
+        if mode == "shifted":
+            values, best = [*values[1:], values[-1]], [*best[1:], best[-1]]
+        places: list[dict[str, Any] | None] = [None]
+        for at, (token, value, top) in enumerate(zip(ids[1:], values, best, strict=True), start=1):
+            place = {str(token): {"logprob": value if at > cached else -0.5, "rank": 1, "decoded_token": None}}
+            if value != top and at > cached:
+                place["-1"] = {"logprob": top, "rank": 1, "decoded_token": None}
+            places.append(place)
+        usage: dict[str, Any] = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
+        if mode != "uncounted":
+            usage["prompt_tokens_details"] = {"cached_tokens": cached}
+        choice = {"index": 0, "token_ids": [self._model.generate(ids, 1)[0][0]], "finish_reason": "length"}
+        return Answer({"choices": [choice], "prompt_logprobs": places, "usage": usage}, 1)
+
+    def _cached(self, ids: list[int]) -> int:
+        """How many of the first tokens the prefix cache has; never the last one. It has the prompt's blocks then."""
+        block = self._options.prefix_cache
+        if not block:
+            return 0
+        state, found, whole = self._model.seed, 0, True
+        for end in range(block, len(ids) + 1, block):
+            state = self._model.read(state, ids[end - block : end])
+            whole = whole and state in self._blocks and end < len(ids)
+            found = end if whole else found
+            self._blocks.add(state)
+        return found
 
     def native(self, body: Mapping[str, Any]) -> Answer:
         """llama.cpp's /completion: text, and token probabilities before any logit bias."""

@@ -25,7 +25,8 @@ from proctor.testing.answers import Answer, Answerer, Refused, aborted, chat_pro
 from proctor.testing.options import ServerOptions
 
 JSON: Final = "application/json"
-COMPLETIONS: Final = ("/v1/completions", "/v1/chat/completions", "/completion")
+GENERATE: Final = "/inference/v1/generate"
+COMPLETIONS: Final = ("/v1/completions", "/v1/chat/completions", "/completion", GENERATE)
 _METRICS: Final = {
     "vllm": ("vllm:num_requests_running", "vllm:num_requests_waiting"),
     "sglang": ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
@@ -131,6 +132,10 @@ class FakeServer:
         """From now on chosen next tokens come back without values."""
         self._spoilt = True
 
+    def break_cached_echo(self) -> None:
+        """From now on echo on top of the prefix cache does not say what it found there."""
+        self._answerer.cached_echo = "uncounted"
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         if path in COMPLETIONS:
@@ -162,6 +167,8 @@ class FakeServer:
 
     def _metrics(self) -> str:
         lines = [f"fake_requests_total {self.stats.requests}", f"fake_answered_total {self.stats.answered}"]
+        if self.options.prefix_cache:
+            lines.append(f'vllm:cache_config_info{{block_size="{self.options.prefix_cache}"}} 1.0')
         if self.options.metrics:
             running, waiting = _METRICS[self.options.metrics]
             labels = "" if self.options.metrics == "llama.cpp" else '{model_name="default"}'
@@ -205,7 +212,7 @@ class FakeServer:
         key = self.options.api_key
         if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
             return _error(401, "Unauthorized")
-        if path == "/completion" and not self.options.native:
+        if (path == "/completion" and not self.options.native) or (path == GENERATE and not self.options.prefix_cache):
             return _error(404, "not found")
         fault = self._draw_fault()
         self._note(body, path, fault or "answered")
@@ -234,6 +241,8 @@ class FakeServer:
     def _compute(self, body: dict[str, Any], path: str) -> Answer:
         if path == "/completion":
             return self._answerer.native(body)
+        if path == GENERATE:
+            return self._answerer.generate(body)
         if path == "/v1/completions":
             return self._answerer.completion(body, prompts_of(body), chat=False)
         return self._answerer.completion(body, [chat_prompt(body)], chat=True)
@@ -296,7 +305,7 @@ class FakeServer:
 
 
 def _asked(body: dict[str, Any]) -> object:
-    return body.get("prompt", body.get("messages"))
+    return body.get("prompt", body.get("messages", body.get("token_ids")))
 
 
 def _appending(path: str) -> int:

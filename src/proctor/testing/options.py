@@ -9,6 +9,7 @@ from typing import Literal
 EchoMode = Literal["right", "ignored", "shifted"]
 MetricsOf = Literal["", "vllm", "sglang", "llama.cpp"]
 NextTokensMode = Literal["right", "ignored", "spoilt"]
+CachedEchoMode = Literal["right", "uncounted", "shifted", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,11 @@ class ServerOptions:
     echo: EchoMode = "right"
     next_tokens: NextTokensMode = "right"
     """`logprob_token_ids`; spoilt: nothing but -9999 while requests of other kinds are in flight."""
+    prefix_cache: int = 0
+    """Tokens in a block of the prefix cache that /inference/v1/generate reads; 0: there is no such route."""
+    cached_echo: CachedEchoMode = "right"
+    """What that route answers on a prefix that was computed before: uncounted: without the number of its tokens;
+    shifted: each place with its successor's value; refused: with a status of 400."""
     echo_zero: bool = True
     """Whether max_tokens 0 is allowed beside echo."""
     native: bool = False

@@ -14,17 +14,7 @@ from hypothesis import strategies as st
 
 from proctor.errors import ProbeError
 from proctor.infer.engine import Passage, PhysicalRequest
-from proctor.infer.next_tokens import (
-    MOST_IDS,
-    Costs,
-    Next,
-    assemble,
-    cheaper_by_places,
-    echo_cost,
-    places,
-    places_cost,
-    same_context,
-)
+from proctor.infer.next_tokens import MOST_IDS, Next, assemble, places
 from proctor.infer.openai import OpenAIEngine
 from proctor.records import Answer, Kind, Request, Response
 from proctor.testing import FakeServer, Latency, ServerOptions
@@ -99,37 +89,6 @@ def test_no_place_wants_more_tokens_than_a_server_gives() -> None:
     found = places([Passage(token_ids=(1, 2, token), scored=1) for token in range(300)])
     assert [len(p.wanted) for p in found] == [MOST_IDS, MOST_IDS, 300 - 2 * MOST_IDS]
     assert {p.prompt for p in found} == {(1, 2)}
-
-
-def of(context: int, *lengths: int) -> list[Passage]:
-    shared = tuple(range(context))
-    return [
-        Passage(token_ids=(*shared, *(1000 * (i + 1) + j for j in range(n))), scored=n) for i, n in enumerate(lengths)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("passages", "costs", "by_places"),
-    [
-        (of(500, 1, 1, 1, 1), Costs(), True),
-        (of(500, 1, 1, 1, 1), Costs(cached=False), True),  # one request: no cache is needed
-        (of(1000, 4, 2, 6, 3), Costs(), True),
-        (of(1000, 4, 2, 6, 3), Costs(cached=False), False),
-        (of(1000, 4, 2, 6, 3), Costs(block=2048), False),  # the context never fills a block
-        (of(60, 25, 25, 25, 25), Costs(), False),
-        (of(500, 3), Costs(), False),  # nothing to share
-        (of(500, 1), Costs(), True),  # only the last place needs its logits
-    ],
-)
-def test_the_cheaper_way(passages: list[Passage], costs: Costs, by_places: bool) -> None:
-    assert cheaper_by_places(passages, costs) is by_places
-    assert (places_cost(places(passages), costs) < echo_cost(passages, costs)) is by_places
-
-
-def test_contexts_are_compared_token_by_token() -> None:
-    assert same_context(Passage(token_ids=(1, 2, 3), scored=1), Passage(token_ids=(1, 2, 4, 5), scored=2))
-    assert not same_context(Passage(token_ids=(1, 2, 3), scored=1), Passage(token_ids=(1, 3, 3), scored=1))
-    assert not same_context(Passage(token_ids=(1, 2, 3), scored=1), Passage(token_ids=(1, 2, 3), scored=2))
 
 
 # --- over HTTP ---

@@ -14,6 +14,7 @@ from proctor.infer.server import ServedModel
 from proctor.infer.servers.arguments import argument_list, describe_parallelism, find_argument
 from proctor.infer.servers.health import Probe
 from proctor.infer.servers.inside import server_command
+from proctor.infer.servers.known_options import known_options
 from proctor.infer.servers.launched import Facts, Place
 from proctor.infer.servers.placement import FOLLOWER, LOOPBACK
 from proctor.interpreters import Command
@@ -23,6 +24,8 @@ _RESERVED: Final = frozenset(
     {"host", "port", "model", "served-model-name", "api-key", "generation-config"}
     | {"nnodes", "node-rank", "master-addr", "master-port", "headless"}
 )
+_CACHED_ECHO: Final = ("enable-scale-out", "enable-prompt-tokens-details")
+"""What `infer.cached_echo` needs, for versions that have it."""
 _KV_SHARE: Final = 8
 """On a CPU, the KV cache gets this part of the available memory, unless VLLM_CPU_KVCACHE_SPACE says how much."""
 _KV_MOST_GIB: Final = 32
@@ -55,6 +58,9 @@ class VllmRecipe:
             argv += ["--tokenizer", model.tokenizer]
         if model.trust_remote_code and find_argument(self._spec.args, "trust-remote-code") is None:
             argv += ["--trust-remote-code"]
+        if not place.inside:
+            known = known_options(self._spec.python, "vllm", _CACHED_ECHO)
+            argv += [f"--{option}" for option in known if find_argument(self._spec.args, option) is None]
         env = {"VLLM_API_KEY": place.api_key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if not place.devices and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(self._cache_gib())

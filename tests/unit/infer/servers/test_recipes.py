@@ -16,6 +16,7 @@ from proctor.infer.servers.arguments import argument_list, describe_parallelism
 from proctor.infer.servers.build import build_server
 from proctor.infer.servers.command import CommandRecipe, fill
 from proctor.infer.servers.endpoint import base_url
+from proctor.infer.servers.known_options import known_options
 from proctor.infer.servers.launched import Place
 from proctor.infer.servers.ports import PortFinder
 from proctor.infer.servers.sglang import SglangRecipe
@@ -48,6 +49,37 @@ def test_vllm_leaves_the_users_cache_size_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     command = VllmRecipe(VllmServer(), ServedModel(path="/m")).command(PLACE)
     assert command.env["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("declared", "args", "inside", "added"),
+    [
+        ("enable_scale_out: bool = False", {}, False, ["--enable-scale-out"]),
+        (
+            "enable_scale_out: bool\nenable_prompt_tokens_details: bool",
+            {"enable_scale_out": False},
+            False,
+            ["--enable-prompt-tokens-details"],
+        ),
+        ("enable_scale_out: bool\nenable_prompt_tokens_details: bool", {}, True, []),
+        ("# enable_scale_out", {}, False, []),
+        (None, {}, False, []),
+    ],
+    ids=["one of them", "the user says no", "in a container", "an old version", "no such package"],
+)
+def test_vllm_gets_the_options_of_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str | None, args: dict, inside: bool, added: list[str]
+) -> None:
+    known_options.cache_clear()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if declared is not None:
+        place = tmp_path / "vllm" / "entrypoints" / "launchers"
+        place.mkdir(parents=True)
+        (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
+        (place / "cli_args.py").write_text(declared)
+    command = VllmRecipe(VllmServer(args=args), ServedModel(path="/m")).command(replace(PLACE, inside=inside))
+    known_options.cache_clear()
+    assert [word for word in command.argv if word.startswith("--enable")] == added
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What each way of scoring costs a server, in tokens of prompt that it has to compute: pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from proctor.infer.engine import Passage
+from proctor.infer.next_tokens import Place, places
+
+Way = Literal["echo", "cached-echo", "next-token", "forced"]
+"""How a server is asked for log-likelihoods: `records.METHODS`."""
+ECHO: Final = "echo"
+CACHED_ECHO: Final = "cached-echo"
+NEXT_TOKEN: Final = "next-token"
+FORCED: Final = "forced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a request costs, in tokens of prompt that have to be computed."""
+
+    request: float = 32.0
+    """Besides its tokens: HTTP, scheduling, sampling."""
+    block: int = 16
+    """Tokens in a block of the server's prefix cache: only whole blocks are found again."""
+    cached: bool = True
+    """Whether the server keeps prefixes at all."""
+
+    def kept(self, tokens: int) -> int:
+        """How many of a prefix of so many tokens are found again once they have been computed."""
+        return tokens // self.block * self.block if self.cached else 0
+
+
+def context_length(passage: Passage) -> int:
+    """Tokens before the scored ones."""
+    return len(passage.token_ids) - passage.scored
+
+
+def same_context(a: Passage, b: Passage) -> bool:
+    """Whether two passages score what follows the same tokens."""
+    end = context_length(a)
+    return end == context_length(b) and a.token_ids[:end] == b.token_ids[:end]
+
+
+def echo_cost(passages: Sequence[Passage], costs: Costs) -> float:
+    """Echo computes every passage from its first token on."""
+    return sum(len(p.token_ids) + costs.request for p in passages)
+
+
+def cached_echo_cost(passages: Sequence[Passage], costs: Costs, *, before: int = 0) -> float:
+    """The first passage computes the context, but for what the server has of it; the others find its whole blocks.
+
+    `passages` have one context, of which the server has computed the first `before` tokens. Infinite where nothing is
+    kept, or the context ends where a block does: the first scored token's value comes from the token before it, which
+    has to be computed for it.
+    """
+    context = context_length(passages[0])
+    kept = costs.kept(context)
+    if kept in (0, context):
+        return math.inf
+    return echo_cost(passages, costs) - kept * (len(passages) - 1) - costs.kept(before)
+
+
+def places_cost(found: Sequence[Place], costs: Costs, *, before: int = 0) -> float:
+    """The first place computes the context, but for what the server has of it; the others find its whole blocks."""
+    if not found:
+        return 0.0
+    context = len(found[0].prompt)
+    kept = costs.kept(context)
+    first = context - costs.kept(min(before, context - 1)) + costs.request
+    return first + sum(len(p.prompt) - kept + costs.request for p in found[1:])
+
+
+def by_cost(passages: Sequence[Passage], costs: Costs, *, before: int = 0, again: float = 0.0) -> list[Way]:
+    """The ways that compute less than echo does, the cheapest first; echo is the last.
+
+    `passages` have one context, of one token or more, of which the server has computed the first `before`. `again`:
+    the share of passages that have to be echoed after cached echo, as far as is known.
+    """
+    echo = echo_cost(passages, costs)
+    found: dict[Way, float] = {CACHED_ECHO: cached_echo_cost(passages, costs, before=before) + again * echo}
+    longest = max(p.scored for p in passages)
+    # A lower bound first: every place of the longest passage is a request of its own.
+    if longest * costs.request <= echo and (longest == 1 or costs.cached):
+        found[NEXT_TOKEN] = places_cost(places(passages), costs, before=before)
+    return [*sorted((way for way in found if found[way] < echo), key=lambda way: found[way]), ECHO]

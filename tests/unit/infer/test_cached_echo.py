@@ -1,0 +1,248 @@
+"""Echo on top of the prefix cache: the numbers of echo, from fewer tokens; what was not computed is never believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proctor.errors import ProbeError
+from proctor.infer.cached_echo import PATH, cached_echo_body, read_cached_echo
+from proctor.infer.engine import Passage, PhysicalRequest
+from proctor.infer.openai import OpenAIEngine
+from proctor.infer.outcome import UNREADABLE
+from proctor.infer.scorer import MISREADINGS
+from proctor.records import Answer, Kind, Request, Response
+from proctor.testing import FakeServer, Faults, ServerOptions
+
+OPTIONS = ServerOptions(prefix_cache=16)
+ENDS = (" walks along the river.", " walks home.", " sings a song of long ago.", " is late.")
+
+
+def questions(count: int, *, words: int = 10) -> list[Request]:
+    """Four choices each, after contexts of several blocks."""
+    return [
+        Request(kind=Kind.LOGLIKELIHOOD, text=f"Story {i}: " + "somebody " * words, continuation=end)
+        for i in range(count)
+        for end in ENDS
+    ]
+
+
+async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Response]:
+    """In the order of the requests."""
+    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
+
+    async def feed() -> AsyncIterator[PhysicalRequest]:
+        for one in resolved:
+            yield one
+
+    answers: dict[str, Answer] = {answer.key: answer async for answer in engine.run(feed())}
+    assert all(isinstance(a, Response) for a in answers.values()), answers
+    return [a for r in resolved if isinstance(a := answers[r.key], Response)]
+
+
+async def echoed(connect: Any, requests: Sequence[Request]) -> list[tuple[list[float], bool | None]]:
+    async with FakeServer() as server, connect(lambda: [server.backend], loglikelihood="echo") as engine:
+        return values(await ask(engine, requests))
+
+
+def values(answers: Sequence[Response]) -> list[tuple[list[float], bool | None]]:
+    return [([round(v, 9) for v in a.token_logprobs or ()], a.is_greedy) for a in answers]
+
+
+def bodies(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def by_route(sent: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Prompts on top of the prefix cache, and echoed ones."""
+    lists = [b["prompt"] for b in sent if b.get("echo")]
+    return sum("token_ids" in b for b in sent), sum(len(p) if isinstance(p[0], list) else 1 for p in lists)
+
+
+async def test_the_numbers_are_those_of_echo(connect: Any, tmp_path: Path) -> None:
+    log, requests = tmp_path / "bodies", questions(12)
+    expected = await echoed(connect, requests)
+    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            await ask(engine, questions(1, words=20))
+            before = len(bodies(log))
+            found = await ask(engine, requests)
+            assert engine.conformance.cached_echo
+    assert values(found) == expected
+    assert by_route(bodies(log)[before:]) == (len(requests), 0)
+    assert len({a.engine_id for a in found}) == 1
+
+
+async def test_the_way_is_recorded(connect: Any) -> None:
+    requests = questions(2)
+    async with FakeServer(OPTIONS) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            cached = await ask(engine, requests)
+        async with connect(lambda: [server.backend], loglikelihood="echo") as engine:
+            echo = await ask(engine, requests)
+    assert {a.engine_id for a in cached}.isdisjoint({a.engine_id for a in echo})
+    assert [a.physical_key for a in cached] == [a.physical_key for a in echo]
+
+
+async def test_scored_tokens_that_the_server_had_before_are_echoed(connect: Any, tmp_path: Path) -> None:
+    """Asked again, a prompt is found whole in the cache: its answer is memory that nobody wrote."""
+    log, requests = tmp_path / "bodies", questions(3)
+    expected = await echoed(connect, requests)
+    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
+        for _ in range(2):
+            async with connect(lambda: [server.backend]) as engine:
+                before = len(bodies(log)) if log.exists() else 0
+                assert values(await ask(engine, requests)) == expected
+    cached, again = by_route(bodies(log)[before:])
+    assert cached > 0
+    assert again > 0
+
+
+async def test_a_context_that_ends_where_a_block_does_is_echoed(connect: Any, tmp_path: Path) -> None:
+    log = tmp_path / "bodies"
+    requests = [Request(kind=Kind.LOGLIKELIHOOD, text="x" * 64, continuation=end) for end in ENDS]
+    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            await ask(engine, questions(1))
+            before = len(bodies(log))
+            found = await ask(engine, requests)
+    assert values(found) == await echoed(connect, requests)
+    assert by_route(bodies(log)[before:]) == (0, len(ENDS))
+
+
+@pytest.mark.parametrize("mode", ["uncounted", "shifted", "refused"])
+async def test_a_server_that_is_wrong_is_asked_by_echo(connect: Any, mode: Any, tmp_path: Path) -> None:
+    log, requests = tmp_path / "bodies", questions(3)
+    async with FakeServer(ServerOptions(prefix_cache=16, cached_echo=mode, bodies=str(log))) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            found = await ask(engine, requests)
+            assert engine.conformance.cached_echo is False
+    assert values(found) == await echoed(connect, requests)
+    assert by_route(bodies(log)[-3:])[0] == 0
+
+
+async def test_a_server_without_the_route_is_asked_by_echo_or_refused_by_name(connect: Any) -> None:
+    async with FakeServer() as server:
+        async with connect(lambda: [server.backend]) as engine:
+            await ask(engine, questions(2))
+            assert engine.conformance.cached_echo is False
+        async with connect(lambda: [server.backend], loglikelihood="cached-echo") as engine:
+            with pytest.raises(ProbeError, match="enable-scale-out"):
+                await ask(engine, questions(2))
+
+
+async def test_only_this_way_is_taken_where_it_is_wanted(connect: Any, tmp_path: Path) -> None:
+    log = tmp_path / "bodies"
+    letters = [Request(kind=Kind.LOGLIKELIHOOD, text="Which one? " * 9, continuation=c) for c in "ABCD"]
+    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
+        async with connect(lambda: [server.backend], loglikelihood="cached-echo") as engine:
+            found = await ask(engine, letters)
+    assert values(found) == await echoed(connect, letters)
+    assert not any("logprob_token_ids" in body for body in bodies(log))
+    assert by_route(bodies(log)[-4:]) == (4, 0)
+
+
+async def test_answers_that_do_not_say_what_was_computed_end_the_way(connect: Any, tmp_path: Path) -> None:
+    log, requests = tmp_path / "bodies", questions(20)
+    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
+        async with connect(lambda: [server.backend], max_in_flight=1) as engine:
+            await ask(engine, questions(1, words=20))
+            server.break_cached_echo()
+            before = len(bodies(log))
+            found = await ask(engine, requests)
+    assert values(found) == await echoed(connect, requests)
+    tried = {tuple(b["token_ids"]) for b in bodies(log)[before:] if "token_ids" in b}
+    assert 0 < len(tried) <= (MISREADINGS + 2) * len(ENDS) < len(requests)
+
+
+async def test_a_way_that_hardly_ever_helps_is_not_taken_any_more(connect: Any, tmp_path: Path) -> None:
+    """Everything was asked before: the server has it, and does not say it again."""
+    log, requests = tmp_path / "bodies", questions(60, words=11)
+    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
+        async with connect(lambda: [server.backend], loglikelihood="echo") as engine:
+            await ask(engine, requests)
+        before = len(bodies(log))
+        async with connect(lambda: [server.backend], max_in_flight=8) as engine:
+            found = await ask(engine, requests)
+    assert values(found) == await echoed(connect, requests)
+    cached, again = by_route(bodies(log)[before:])
+    assert cached < len(requests) * 0.6
+    assert again >= len(requests) * 0.9
+
+
+async def test_faults_on_the_way_are_survived(connect: Any) -> None:
+    requests = questions(25)
+    expected = await echoed(connect, requests)
+    faults = Faults(server_error=0.1, truncated=0.1, reset=0.05, error_body=0.05, empty=0.05, seed=3)
+    async with FakeServer(ServerOptions(prefix_cache=16, faults=faults)) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            assert values(await ask(engine, requests)) == expected
+
+
+# --- reading ---
+
+PASSAGE = Passage(token_ids=(5, 6, 7, 8, 9), scored=2)
+
+
+def answer(cached: int = 2, **changed: Any) -> dict[str, Any]:
+    said = [{str(t): {"logprob": -0.1 * t, "rank": 1}} for t in PASSAGE.token_ids[1:]]
+    usage = {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": cached}}
+    return {"prompt_logprobs": [None, *said], "usage": usage} | changed
+
+
+def test_the_last_places_are_read() -> None:
+    whole = answer()
+    assert read_cached_echo(whole, PASSAGE) == ((pytest.approx(-0.8), pytest.approx(-0.9)), True, 2)
+    # A server that leaves out what it did not compute.
+    short = answer(prompt_logprobs=whole["prompt_logprobs"][-2:])
+    assert read_cached_echo(short, PASSAGE) == read_cached_echo(whole, PASSAGE)
+
+
+@pytest.mark.parametrize("cached", [3, 4, 5])
+def test_nothing_is_read_where_a_value_was_not_computed(cached: int) -> None:
+    assert read_cached_echo(answer(cached), PASSAGE) is None
+
+
+def test_the_most_probable_token_decides_about_greedy() -> None:
+    said = answer()
+    said["prompt_logprobs"][-1]["77"] = {"logprob": -0.2, "rank": 1}
+    assert read_cached_echo(said, PASSAGE) == ((pytest.approx(-0.8), pytest.approx(-0.9)), False, 2)
+    said["prompt_logprobs"][-1]["77"] = {"logprob": said["prompt_logprobs"][-1]["9"]["logprob"], "rank": 1}
+    found = read_cached_echo(said, PASSAGE)
+    assert found is not None
+    assert found[1]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        answer(usage={"prompt_tokens": 5}),
+        answer(usage={"prompt_tokens": 5, "prompt_tokens_details": None}),
+        answer(usage={"prompt_tokens": 4, "prompt_tokens_details": {"cached_tokens": 0}}),
+        answer(prompt_logprobs=None),
+        answer(prompt_logprobs=[{"9": {"logprob": -1.0}}]),
+        answer(prompt_logprobs=[{"8": {"logprob": -1.0}}, {"8": {"logprob": -1.0}}]),
+        answer(prompt_logprobs=[{"8": {"logprob": -1.0}}, {"9": {"logprob": 0.5}}]),
+        answer(prompt_logprobs=[None, None]),
+        {},
+    ],
+    ids=["uncounted", "no details", "cut", "none", "short", "another token", "above 0", "nothing", "empty"],
+)
+def test_anything_else_is_unreadable(bad: dict[str, Any]) -> None:
+    with pytest.raises(UNREADABLE):
+        read_cached_echo(bad, PASSAGE)
+
+
+def test_the_body_asks_for_no_text() -> None:
+    assert PATH.startswith("/inference")  # behind the server's key
+    assert cached_echo_body(PASSAGE)["sampling_params"] == {
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "prompt_logprobs": 1,
+        "skip_reading_prefix_cache": False,
+        "detokenize": False,
+    }
