@@ -10,19 +10,25 @@ import shutil
 import signal
 import struct
 import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
 
+from proctor.config.spec import OpenAIEngine as EngineSpec
 from proctor.config.spec import VllmServer
 from proctor.errors import ServerError
 from proctor.infer.client import Client, Reply
+from proctor.infer.engine import PhysicalRequest
+from proctor.infer.openai import OpenAIEngine
 from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.build import build_server
 from proctor.infer.servers.launched import LaunchedServer
 from proctor.infer.servers.reload import State, Weights, probe_tokens
+from proctor.records import METHODS, Kind, Request, Response
 from proctor.worker.events import EventLog, read_events
 from proctor.worker.handover import Handover
 from proctor.worker.job import Job
@@ -109,6 +115,55 @@ async def test_vllm_failures_have_hints(paths: ServerPaths, model: ServedModel, 
             raise AssertionError("it started")
     assert caught.value.state == "failed"
     assert hint in str(caught.value.hint), caught.value.message
+
+
+# --- log-likelihoods ---
+
+
+@pytest.mark.timeout(600)
+async def test_vllm_echoes_on_top_of_its_prefix_cache(paths: ServerPaths, model: ServedModel) -> None:
+    """Choices of several tokens share their context, and have the log-probabilities of plain echo."""
+    args = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "block_size": 32}
+    examples = "The dog barks at night. The cat sleeps all day. " * 4
+    requests = [
+        Request(kind=Kind.LOGLIKELIHOOD, text=f"{examples}Story {i}: she opened the door and", continuation=end)
+        for i in range(16)
+        for end in (" walked along the river.", " walked home.", " sang a song of long ago.", " was late for it.")
+    ]
+    answers: dict[str, list[Response]] = {}
+    async with build_server(VllmServer(python=PYTHON, args=args), model, paths=paths) as server:
+        # Plain echo second: it does not read the cache, but leaves every prompt in it.
+        for way in ("auto", "echo"):
+            engine = OpenAIEngine(
+                EngineSpec(loglikelihood=way),
+                backends=lambda: server.backends,
+                info=lambda: server.info,
+                tokenizer=Path(model.path),
+            )
+            async with engine:
+                answers[way] = await ask(engine, requests)
+                assert engine.conformance is not None
+                assert engine.conformance.cached_echo is (True if way == "auto" else None)
+        methods = {replace(server.info, method=method).id: method for method in METHODS}
+    taken = [methods[a.engine_id] for a in answers["auto"]]
+    assert taken.count("cached-echo") > len(requests) / 2
+    assert set(taken) <= {"cached-echo", "echo"}  # what the server cannot say is echoed
+    assert {methods[a.engine_id] for a in answers["echo"]} == {"echo"}
+    for mine, plain in zip(answers["auto"], answers["echo"], strict=True):
+        assert mine.token_logprobs == pytest.approx(plain.token_logprobs, abs=1e-4)
+        assert mine.is_greedy is plain.is_greedy
+
+
+async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Response]:
+    """In the order of the requests."""
+    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
+
+    async def feed() -> AsyncIterator[PhysicalRequest]:
+        for one in resolved:
+            yield one
+
+    answers = {answer.key: answer async for answer in engine.run(feed())}
+    return [a for r in resolved if isinstance(a := answers[r.key], Response)]
 
 
 # --- answers that the server cuts short ---

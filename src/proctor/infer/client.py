@@ -15,7 +15,7 @@ import orjson
 
 from proctor.errors import ServerError
 from proctor.infer.concurrency import START
-from proctor.infer.flights import Flight, Watch
+from proctor.infer.flights import GONE, Flight, Watch
 from proctor.infer.origin import FAULTS, refused, told
 from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Read, Reply, faulty, read_answer, read_refusal
 from proctor.infer.routing import Route, Router
@@ -233,13 +233,15 @@ class Client:
                 raise
             if flight.copied is not None:
                 return flight.copied
+            gone = flight.verdict == GONE
             message = f"no answer from {route.backend.url} within {flight.age_s():.0f} s"
             outcome = Broken(
                 boundary=Boundary.TRANSPORT,
-                message=message,
+                message=message + (", and nobody listens there any more" if gone else ""),
                 retryable=True,
                 attempts=flight.attempts,
-                overloaded=True,
+                overloaded=not gone,
+                gone=gone,
             )
         finally:
             watch.flights.discard(flight)

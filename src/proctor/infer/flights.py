@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from proctor.infer.concurrency import ServerWord
-from proctor.infer.origin import FAULTS
+from proctor.infer.origin import FAULTS, refused
 from proctor.infer.outcome import Read, Reply
 from proctor.infer.routing import Route, Router
 from proctor.infer.server_metrics import read_metrics
@@ -30,6 +30,8 @@ HEDGE_AFTER: Final = 2.0
 HEDGE_LEAST_S: Final = 0.1
 HEDGE_KNOWN: Final = 5
 """So many answers make a median."""
+GONE: Final = "gone"
+"""The verdict over what is open at a server that nobody runs any more."""
 REMEMBERED: Final = 128
 KINDS: Final = 256
 """Of so many kinds of requests the latencies are kept; with more, begun anew."""
@@ -41,6 +43,11 @@ POLL_S: Final = 1.0
 """Between two looks later on."""
 POLL_LONGEST_S: Final = 60.0
 POLL_TIMEOUT_S: Final = 2.0
+GONE_S: Final = 60.0
+"""Nobody has listened for so long where requests are open: a server that was told to end may leave them without a word.
+One that is about to end, and still answers what it has, is given that time."""
+POLL_REFUSED_S: Final = 5.0
+"""The longest pause between two looks while nobody listens."""
 NO_METRICS: Final = frozenset({401, 403, 404, 405, 501})
 """The server has none, or not for us: it is not asked again."""
 
@@ -222,25 +229,46 @@ class Watch:
             self._polls = {r: p for r, p in self._polls.items() if r in routes or p.task is not None}
             for route in routes:
                 poll = self._polls.setdefault(route, _Poll())
-                if route.window.in_flight and not route.ejected and poll.task is None and now >= poll.next:
+                if route.window.in_flight and poll.task is None and now >= poll.next:
                     poll.task = asyncio.create_task(self._look(route, poll))
 
     async def _look(self, route: Route, poll: _Poll) -> None:
         try:
             answer = await route.origin.get("/metrics", POLL_TIMEOUT_S)
+            poll.refused_since = None
             word = read_metrics(answer.body) if answer.status == 200 else None
             if word is not None:
-                self._hear(word, route, poll)
+                if not route.ejected:
+                    self._hear(word, route, poll)
             elif answer.status in NO_METRICS:
                 poll.pause = float("inf")
             else:
                 poll.pause = min(poll.pause * 2, POLL_LONGEST_S)
-        except FAULTS:
+        except FAULTS as error:
             poll.pause = min(poll.pause * 2, POLL_LONGEST_S)
+            if not refused(error):
+                poll.refused_since = None
+            elif self._gone(route, poll):
+                poll.pause = POLL_FIRST_S
+            else:
+                poll.pause = min(poll.pause, POLL_REFUSED_S)
         finally:
             poll.task = None
             # A tenth less, so that the next beat is not missed by a hair.
             poll.next = time.monotonic() + 0.9 * poll.pause
+
+    def _gone(self, route: Route, poll: _Poll) -> bool:
+        """Nobody listens there: what has been open since then, for long enough, is ended."""
+        now = time.monotonic()
+        if poll.refused_since is None:
+            poll.refused_since = now
+        if now - poll.refused_since < GONE_S:
+            return False
+        for flight in tuple(self.flights):
+            if flight.route is route and flight.started < poll.refused_since:
+                flight.end(GONE)
+        poll.refused_since = None
+        return True
 
     def _hear(self, word: ServerWord, route: Route, poll: _Poll) -> None:
         if poll.pause < GLIMPSE_S:
@@ -256,9 +284,10 @@ class Watch:
 class _Poll:
     """How one server is asked for its metrics."""
 
-    __slots__ = ("next", "pause", "task")
+    __slots__ = ("next", "pause", "refused_since", "task")
 
     def __init__(self) -> None:
         self.next = 0.0
         self.pause = POLL_FIRST_S
+        self.refused_since: float | None = None
         self.task: asyncio.Task[None] | None = None

@@ -79,6 +79,7 @@ class FakeServer:
         self._answerer = Answerer(self.options)
         self._random = random.Random(self.options.faults.seed)
         self._runner: web.ServerRunner | None = None
+        self._site: web.TCPSite | None = None
         self._journal: int | None = None
         self._bodies: int | None = None
         self._ready_at = 0.0
@@ -102,8 +103,8 @@ class FakeServer:
             shutdown_timeout=0.1,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
-        await site.start()
+        self._site = web.TCPSite(self._runner, self._host, self._port)
+        await self._site.start()
         self._port = self._runner.addresses[0][1]
         return self
 
@@ -131,6 +132,12 @@ class FakeServer:
     def break_next_tokens(self) -> None:
         """From now on chosen next tokens come back without values."""
         self._spoilt = True
+
+    async def stop_listening(self) -> None:
+        """Take no new connections; what is open goes on."""
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
 
     def break_cached_echo(self) -> None:
         """From now on echo on top of the prefix cache does not say what it found there."""

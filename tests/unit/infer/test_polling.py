@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import pytest
 from aiohttp import web
 
+from proctor.errors import ServerError
 from proctor.infer import flights
-from proctor.infer.client import Client, Reply, Retries
+from proctor.infer.client import Broken, Client, Reply, Retries
 from proctor.infer.concurrency import START
-from proctor.infer.server import Load
+from proctor.infer.server import Backend, Load
 from proctor.testing import FakeServer, Latency, ServerOptions
 from proctor.testing.options import MetricsOf
 
@@ -66,6 +67,76 @@ async def ask(servers: Sequence[FakeServer], count: int) -> dict[str, Load]:
 
         await asyncio.gather(*(one(n) for n in range(count)))
     return load
+
+
+class Leaving:
+    """Takes requests, then stops listening, and leaves what is open without a word: a vLLM that was told to end."""
+
+    async def __aenter__(self) -> Leaving:
+        self._open: list[asyncio.StreamWriter] = []
+        self.asked = 0
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        self.backend = Backend(url=f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+        for writer in self._open:
+            writer.transport.abort()
+
+    def leave(self) -> None:
+        self._server.close()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = await reader.readline()
+        if line.startswith(b"GET"):
+            writer.close()
+            return
+        self._open.append(writer)
+        self.asked += 1
+
+
+async def post(client: Client) -> Reply | Broken:
+    return await client.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2, "temperature": 0})
+
+
+async def test_what_a_server_left_open_is_asked_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "GONE_S", 0.3)
+    async with Leaving() as leaving, FakeServer() as other:
+        backends = [leaving.backend]
+        async with Client(lambda: tuple(backends), retries=Retries(base_s=0.001)) as client:
+            asking = [asyncio.create_task(post(client)) for _ in range(5)]
+            while leaving.asked < len(asking):
+                await asyncio.sleep(0.01)
+            backends.append(other.backend)
+            leaving.leave()
+            replies = await asyncio.wait_for(asyncio.gather(*asking), 10)
+    assert [isinstance(r, Reply) and r.attempts for r in replies] == [2] * len(asking)
+
+
+async def test_a_server_that_nobody_runs_any_more_is_given_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "GONE_S", 0.3)
+    async with Leaving() as leaving:
+        async with Client(lambda: (leaving.backend,), retries=Retries(base_s=0.001, unreachable_s=0.3)) as client:
+            asking = asyncio.create_task(post(client))
+            while not leaving.asked:
+                await asyncio.sleep(0.01)
+            leaving.leave()
+            with pytest.raises(ServerError, match=r"no server answered.*(refused|Connect|listens)"):
+                await asyncio.wait_for(asking, 10)
+
+
+async def test_a_server_that_is_away_for_a_moment_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops listening, and answers all the same, as servers do that end in good order."""
+    monkeypatch.setattr(flights, "GONE_S", 30.0)
+    async with FakeServer(ServerOptions(latency=Latency(fixed_s=0.5))) as server:
+        async with Client(lambda: (server.backend,)) as client:
+            asking = asyncio.create_task(post(client))
+            await asyncio.sleep(0.2)
+            await server.stop_listening()
+            reply = await asking
+    assert isinstance(reply, Reply)
+    assert reply.attempts == 1
 
 
 @pytest.mark.parametrize("metrics", ["vllm", "sglang", "llama.cpp"])
