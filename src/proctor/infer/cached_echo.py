@@ -29,7 +29,7 @@ async def score_by_cached_echo(
 ) -> list[Scored | Broken | None]:
     """Score passages of one context: one first, so that the server has the context when the others are asked.
 
-    None: the server has computed scored tokens before, and does not say their values again.
+    None: the server has computed scored tokens before, and does not say their values again; or not whether it has.
     """
     first, *others = passages
     found = [await _score(client, first, extra)]
@@ -78,15 +78,16 @@ def cached_echo_body(passage: Passage) -> dict[str, Any]:
 def read_cached_echo(value: dict[str, Any], passage: Passage) -> tuple[tuple[float, ...], bool, int] | None:
     """Log-probabilities, whether each token is the most probable one, and the tokens that were not computed anew.
 
-    None if scored ones are among those. Raises one of `outcome.UNREADABLE` if the answer does not say.
+    None if scored ones are among those, or the server does not count them. Raises one of `outcome.UNREADABLE` for an
+    answer of another shape.
     """
     ids = passage.token_ids
     usage = value["usage"]
     if int(usage["prompt_tokens"]) != len(ids):
         raise ValueError(f"{usage['prompt_tokens']} prompt tokens of {len(ids)} were read")
-    cached = int(usage["prompt_tokens_details"]["cached_tokens"])
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     # The last token before the scored ones has to be computed too: the first value comes from it.
-    if cached >= context_length(passage):
+    if cached is None or int(cached) >= context_length(passage):
         return None
     # Counted from the end: what was not computed may be left out.
     places = cast("list[dict[str, dict[str, Any]]]", value["prompt_logprobs"])[-passage.scored :]
@@ -95,4 +96,4 @@ def read_cached_echo(value: dict[str, Any], passage: Passage) -> tuple[tuple[flo
     for token, place in zip(ids[-passage.scored :], places, strict=True):
         values.append(read_logprob(place[str(token)]["logprob"]))
         greedy = greedy and values[-1] >= max(float(one["logprob"]) for one in place.values())
-    return tuple(values), greedy, cached
+    return tuple(values), greedy, int(cached)

@@ -82,26 +82,25 @@ async def try_cached_echo(
     """
     generated = sample.token_ids[-sample.scored :]
     prompt = sample.token_ids[: -sample.scored]
-    alone = await score_by_echo(client, [sample], max_tokens=max_tokens, extra=extra)
     for number in range(ROUNDS):
         # Another context each time: what was asked before would be found whole, with the tokens to score.
         turned = prompt[number + 1 :] + prompt[: number + 1]
         context = (turned * (block // len(turned) + 2))[: block + 3]
         ends = [generated[-1:], generated[:1] + prompt[:2], prompt[1:3]]
         choices = [Passage(token_ids=context + end, scored=len(end)) for end in ends]
-        expected = [
-            one for c in choices for one in await score_by_echo(client, [c], max_tokens=max_tokens, extra=extra)
-        ]
-        found, company = await asyncio.gather(
-            score_by_cached_echo(client, choices, extra=extra),
+        found = await score_by_cached_echo(client, choices[:1], extra=extra)
+        if not isinstance(found[0], Scored):
+            continue  # there is no such route, or it was bad luck: one request says little, and costs little
+        others, company = await asyncio.gather(
+            score_by_cached_echo(client, choices[1:], extra=extra),
             _company(client, sample.token_ids, prompt, max_tokens, extra),
         )
-        said = [(a, b) for a, b in zip(found, expected, strict=True) if isinstance(a, Scored)]
-        if not _agree([a for a, _ in said], [b for _, b in said], tolerance):
-            return False
-        if not _agree(company, alone * len(company), tolerance):
-            return False
-        if any(a.cached_tokens for a, _ in said):
+        pairs = [(one, c) for one, c in zip(found + others, choices, strict=True) if isinstance(one, Scored)]
+        pairs += [(one, sample) for one in company]
+        for one, passage in pairs:
+            if not _agree([one], await score_by_echo(client, [passage], max_tokens=max_tokens, extra=extra), tolerance):
+                return False
+        if any(isinstance(one, Scored) and one.cached_tokens for one in others):
             return True
     return False
 
