@@ -123,8 +123,8 @@ async def test_vllm_failures_have_hints(paths: ServerPaths, model: ServedModel, 
 @pytest.mark.timeout(600)
 async def test_vllm_echoes_on_top_of_its_prefix_cache(paths: ServerPaths, model: ServedModel) -> None:
     """Choices of several tokens share their context, and have the log-probabilities of plain echo."""
-    args = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "block_size": 32}
-    examples = "The dog barks at night. The cat sleeps all day. " * 4
+    args = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, "block_size": 32}
+    examples = "The dog barks at night. The cat sleeps all day. " * 2
     requests = [
         Request(kind=Kind.LOGLIKELIHOOD, text=f"{examples}Story {i}: she opened the door and", continuation=end)
         for i in range(16)
