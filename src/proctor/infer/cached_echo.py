@@ -85,7 +85,8 @@ def read_cached_echo(value: dict[str, Any], passage: Passage) -> tuple[tuple[flo
     usage = value["usage"]
     if int(usage["prompt_tokens"]) != len(ids):
         raise ValueError(f"{usage['prompt_tokens']} prompt tokens of {len(ids)} were read")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    details = cast("dict[str, Any]", usage.get("prompt_tokens_details") or {})
+    cached = details.get("cached_tokens")
     # The last token before the scored ones has to be computed too: the first value comes from it.
     if cached is None or int(cached) >= context_length(passage):
         return None
