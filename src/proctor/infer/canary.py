@@ -25,6 +25,8 @@ Mixing = Literal["no", "alone", "mixed"]
 """Chosen next tokens are scored: not rightly; rightly beside nothing else; rightly beside anything."""
 
 ROUNDS: Final = 2
+CACHED_ROUNDS: Final = 4
+"""Of several servers any may be asked: so often until one has the context already."""
 _NOISY: Final = 0.03
 """A tolerance from which on the server's numbers are those of bf16 or of quantised weights."""
 _BLOCK: Final = re.compile(r'^\w+:cache_config_info\{[^}]*?\bblock_size="(\d+)"', re.MULTILINE)
@@ -82,12 +84,11 @@ async def try_cached_echo(
     """
     generated = sample.token_ids[-sample.scored :]
     prompt = sample.token_ids[: -sample.scored]
-    for number in range(ROUNDS):
-        # Another context each time: what was asked before would be found whole, with the tokens to score.
-        turned = prompt[number + 1 :] + prompt[: number + 1]
-        context = (turned * (block // len(turned) + 2))[: block + 3]
-        ends = [generated[-1:], generated[:1] + prompt[:2], prompt[1:3]]
-        choices = [Passage(token_ids=context + end, scored=len(end)) for end in ends]
+    # The choices end within the context's last block, so that they are not found whole when they are asked again.
+    context = (prompt * (block // len(prompt) + 2))[: block + 3]
+    ends = [generated[-1:], generated[:1] + prompt[:2], prompt[1:3]]
+    choices = [Passage(token_ids=context + end, scored=len(end)) for end in ends]
+    for _ in range(CACHED_ROUNDS):
         found = await score_by_cached_echo(client, choices[:1], extra=extra)
         if not isinstance(found[0], Scored):
             continue  # there is no such route, or it was bad luck: one request says little, and costs little

@@ -134,6 +134,16 @@ async def test_a_server_without_the_route_is_asked_by_echo_or_refused_by_name(co
                 await ask(engine, questions(2))
 
 
+async def test_several_servers_are_proven_together(connect: Any) -> None:
+    """Each has its own prefix cache: the one that is asked may not have the context yet."""
+    requests = questions(12)
+    async with FakeServer(OPTIONS) as one, FakeServer(OPTIONS) as two, FakeServer(OPTIONS) as three:
+        async with connect(lambda: [one.backend, two.backend, three.backend]) as engine:
+            found = await ask(engine, requests)
+            assert engine.conformance.cached_echo
+    assert values(found) == await echoed(connect, requests)
+
+
 async def test_only_this_way_is_taken_where_it_is_wanted(connect: Any, tmp_path: Path) -> None:
     log = tmp_path / "bodies"
     letters = [Request(kind=Kind.LOGLIKELIHOOD, text="Which one? " * 9, continuation=c) for c in "ABCD"]
