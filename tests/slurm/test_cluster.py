@@ -47,7 +47,7 @@ def test_a_crashed_node_is_noticed_and_its_job_starts_elsewhere(slurm: Cluster, 
 def test_an_isolated_node_runs_on_beside_its_replacement(slurm: Cluster, tmp_path: Path) -> None:
     beats = tmp_path / "beats"
     job = submit(slurm, f"while :; do hostname >> {beats}; sleep 0.2; done", "--requeue", "-o", "/dev/null")
-    slurm.wait(beats.exists, 20, "no start")
+    slurm.wait(lambda: beats.exists() and bool(beats.read_text().strip()), 20, "no start")
     first = beats.read_text().split()[0]
     slurm.isolate_node(first)
     slurm.wait(lambda: len(set(beats.read_text().split())) == 2, 90, "no second copy")
