@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from proctor.infer.client import Broken, Client
-from proctor.infer.costs import CACHED_ECHO, context_length
+from proctor.infer.costs import CACHED_ECHO, context_tokens
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import Scored, read_logprob
 
@@ -88,7 +88,7 @@ def read_cached_echo(value: dict[str, Any], passage: Passage) -> tuple[tuple[flo
     details = cast("dict[str, Any]", usage.get("prompt_tokens_details") or {})
     cached = details.get("cached_tokens")
     # The last token before the scored ones has to be computed too: the first value comes from it.
-    if cached is None or int(cached) >= context_length(passage):
+    if cached is None or int(cached) >= context_tokens(passage):
         return None
     # Counted from the end: what was not computed may be left out.
     places = cast("list[dict[str, dict[str, Any]]]", value["prompt_logprobs"])[-passage.scored :]

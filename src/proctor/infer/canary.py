@@ -80,7 +80,7 @@ async def try_cached_echo(
     """Score choices after a context longer than a block of the prefix cache, by echo and on top of the cache.
 
     `sample`: a prompt and the tokens that were generated. `block`, in tokens; `tolerance` in nats for each token.
-    True if at least one passage was scored on a prefix that the server had, and none in another way than by echo.
+    True if at least one passage was scored on a prefix that the server had, and none otherwise than by echo.
     """
     generated = sample.token_ids[-sample.scored :]
     prompt = sample.token_ids[: -sample.scored]

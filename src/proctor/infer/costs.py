@@ -34,15 +34,15 @@ class Costs:
         return tokens // self.block * self.block if self.cached else 0
 
 
-def context_length(passage: Passage) -> int:
+def context_tokens(passage: Passage) -> int:
     """Tokens before the scored ones."""
     return len(passage.token_ids) - passage.scored
 
 
 def same_context(a: Passage, b: Passage) -> bool:
     """Whether two passages score what follows the same tokens."""
-    end = context_length(a)
-    return end == context_length(b) and a.token_ids[:end] == b.token_ids[:end]
+    end = context_tokens(a)
+    return end == context_tokens(b) and a.token_ids[:end] == b.token_ids[:end]
 
 
 def echo_cost(passages: Sequence[Passage], costs: Costs) -> float:
@@ -57,7 +57,7 @@ def cached_echo_cost(passages: Sequence[Passage], costs: Costs, *, before: int =
     kept, or the context ends where a block does: the first scored token's value comes from the token before it, which
     has to be computed for it.
     """
-    context = context_length(passages[0])
+    context = context_tokens(passages[0])
     kept = costs.kept(context)
     if kept in (0, context):
         return math.inf

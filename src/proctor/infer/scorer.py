@@ -13,7 +13,7 @@ from proctor.config.spec import OpenAIEngine as OpenAISpec
 from proctor.infer.cached_echo import score_by_cached_echo
 from proctor.infer.canary import Mixing, try_cached_echo, try_next_tokens
 from proctor.infer.client import Broken, Client
-from proctor.infer.costs import CACHED_ECHO, ECHO, FORCED, NEXT_TOKEN, Way, by_cost, context_length, same_context
+from proctor.infer.costs import CACHED_ECHO, ECHO, FORCED, NEXT_TOKEN, Way, by_cost, context_tokens, same_context
 from proctor.infer.dialect import Dialect
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import (
@@ -141,12 +141,12 @@ class Scorer:
         assert found is not None
         if found.method == FORCED:
             return FORCED
-        if wanted == ECHO or not all(p.scored and context_length(p) for p in passages):
+        if wanted == ECHO or not all(p.scored and context_tokens(p) for p in passages):
             return ECHO
         if wanted == NEXT_TOKEN:
             return NEXT_TOKEN if await self._works(NEXT_TOKEN) else ECHO
         first = passages[0]
-        context = first.token_ids[: context_length(first)]
+        context = first.token_ids[: context_tokens(first)]
         before, self._before = shared(self._before, context), context
         luck = self._luck(first)
         again = sum(luck) / (len(luck) + _SUCCESSES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import subprocess
-from collections.abc import Sequence
 from typing import Final
 
 from proctor.errors import MissingTool
@@ -16,7 +15,7 @@ _MODULE: Final = "proctor.infer.servers.known_options_main"
 
 
 @functools.cache
-def known_options(python: str | None, package: str, options: tuple[str, ...]) -> Sequence[str]:
+def known_options(python: str | None, package: str, options: tuple[str, ...]) -> tuple[str, ...]:
     """Those of `options` (with dashes) that `package`, as `python` has it, declares; none where it cannot be told."""
     with contextlib.suppress(OSError, MissingTool, subprocess.TimeoutExpired):
         command = module_command(python, _MODULE, package, *options)
@@ -24,5 +23,5 @@ def known_options(python: str | None, package: str, options: tuple[str, ...]) ->
             command.argv, env=command.env, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
         if done.returncode == 0:
-            return [option for option in options if option in done.stdout.split()]
+            return tuple(option for option in options if option in done.stdout.split())
     return ()
