@@ -10,7 +10,6 @@ import shutil
 import signal
 import struct
 import time
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from proctor.config.spec import OpenAIEngine as EngineSpec
 from proctor.config.spec import VllmServer
 from proctor.errors import ServerError
 from proctor.infer.client import Client, Reply
-from proctor.infer.engine import PhysicalRequest
 from proctor.infer.openai import OpenAIEngine
 from proctor.infer.server import Backend, ServedModel, ServerPaths
 from proctor.infer.servers.build import build_server
@@ -34,6 +32,8 @@ from proctor.worker.handover import Handover
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
 from proctor.worker.serving import serving
+
+from ..unit.infer.asking import respond
 
 PYTHON = os.environ.get("PROCTOR_VLLM_PYTHON") or None
 MODELS = os.environ.get("PROCTOR_TEST_MODELS")
@@ -141,7 +141,7 @@ async def test_vllm_echoes_on_top_of_its_prefix_cache(paths: ServerPaths, model:
                 tokenizer=Path(model.path),
             )
             async with engine:
-                answers[way] = await ask(engine, requests)
+                answers[way] = await respond(engine, requests)
                 assert engine.conformance is not None
                 assert engine.conformance.cached_echo is (True if way == "auto" else None)
         methods = {replace(server.info, method=method).id: method for method in METHODS}
@@ -152,18 +152,6 @@ async def test_vllm_echoes_on_top_of_its_prefix_cache(paths: ServerPaths, model:
     for mine, plain in zip(answers["auto"], answers["echo"], strict=True):
         assert mine.token_logprobs == pytest.approx(plain.token_logprobs, abs=1e-4)
         assert mine.is_greedy is plain.is_greedy
-
-
-async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Response]:
-    """In the order of the requests."""
-    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
-
-    async def feed() -> AsyncIterator[PhysicalRequest]:
-        for one in resolved:
-            yield one
-
-    answers = {answer.key: answer async for answer in engine.run(feed())}
-    return [a for r in resolved if isinstance(a := answers[r.key], Response)]
 
 
 # --- answers that the server cuts short ---

@@ -20,6 +20,7 @@ from proctor.infer.client import Broken, Client
 from proctor.infer.costs import CACHED_ECHO, context_tokens
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import Scored, read_logprob
+from proctor.infer.routing import Affinity
 
 PATH: Final = "/inference/v1/generate"
 
@@ -32,17 +33,19 @@ async def score_by_cached_echo(
     None: the server has computed scored tokens before, and does not say their values again; or not whether it has.
     """
     first, *others = passages
-    found = [await _score(client, first, extra)]
-    return found + await asyncio.gather(*(_score(client, passage, extra) for passage in others))
+    near = Affinity()
+    found = [await _score(client, first, extra, near)]
+    return found + await asyncio.gather(*(_score(client, passage, extra, near) for passage in others))
 
 
-async def _score(client: Client, passage: Passage, extra: dict[str, Any]) -> Scored | Broken | None:
+async def _score(client: Client, passage: Passage, extra: dict[str, Any], near: Affinity) -> Scored | Broken | None:
     reply = await client.post(
         PATH,
         cached_echo_body(passage) | extra,
         read=lambda value: read_cached_echo(value, passage),
         required=False,
         hedge=True,
+        near=near,
     )
     if isinstance(reply, Broken):
         return reply

@@ -18,7 +18,7 @@ from proctor.infer.concurrency import START
 from proctor.infer.flights import GONE, Flight, Watch
 from proctor.infer.origin import FAULTS, refused, told
 from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Read, Reply, faulty, read_answer, read_refusal
-from proctor.infer.routing import Route, Router
+from proctor.infer.routing import Affinity, Route, Router
 from proctor.infer.server import Backend, Load
 from proctor.records import Boundary
 
@@ -127,11 +127,13 @@ class Client:
         named: bool = True,
         required: bool = True,
         hedge: bool = False,
+        near: Affinity | None = None,
     ) -> Reply | Broken:
         """POST `body` until it is answered, refused for good, or out of retries.
 
         `read` makes the reply's value; an answer that it cannot read is asked for again. `named` adds the served
-        model's name. `hedge`: the answer is the same whoever gives it, so two may be asked.
+        model's name. `hedge`: the answer is the same whoever gives it, so two may be asked. `near`: go where the others
+        with this affinity went, which has what they share in its prefix cache.
         Raises ServerError when no server can be reached any more, or when the server would refuse every request (wrong
         key; wrong path or model name, unless the path is not `required`).
         """
@@ -140,7 +142,7 @@ class Client:
         counted, last = 0.0, None
         try:
             while True:
-                route = router.take(last) or await router.wait(last)
+                route = router.take(last, near) or await router.wait(last, near)
                 flight.hedge = hedge and flight.copy is None and counted < self._retries.attempts
                 try:
                     outcome = await self._attempt(router, watch, route, flight)

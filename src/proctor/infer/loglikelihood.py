@@ -24,6 +24,7 @@ from proctor.infer.costs import ECHO, FORCED, NEXT_TOKEN, Way
 from proctor.infer.engine import Passage
 from proctor.infer.next_tokens import Next, Place, assemble, places
 from proctor.infer.outcome import UNREADABLE
+from proctor.infer.routing import Affinity
 from proctor.records import Boundary
 
 FORCING_BIAS: Final = 10_000.0
@@ -129,10 +130,11 @@ async def score_by_next_tokens(
     """Score passages of one context: its own place first, so that the server has it when the others are asked."""
     first, *others = places(passages)
     asked = [first, *others]
-    replies: list[tuple[Next, Reply] | Broken] = [await ask_next(client, first, extra=extra)]
+    near = Affinity()
+    replies: list[tuple[Next, Reply] | Broken] = [await ask_next(client, first, extra=extra, near=near)]
     if isinstance(replies[0], Broken):
         return [replies[0]] * len(passages)
-    replies += await asyncio.gather(*(ask_next(client, place, extra=extra) for place in others))
+    replies += await asyncio.gather(*(ask_next(client, place, extra=extra, near=near) for place in others))
     found: dict[tuple[int, ...], dict[int, Next]] = {}
     broken: dict[tuple[int, ...], Broken] = {}
     latency = 0.0
@@ -176,9 +178,11 @@ def next_body(place: Place) -> dict[str, Any]:
     }
 
 
-async def ask_next(client: Client, place: Place, *, extra: dict[str, Any]) -> tuple[Next, Reply] | Broken:
+async def ask_next(
+    client: Client, place: Place, *, extra: dict[str, Any], near: Affinity | None = None
+) -> tuple[Next, Reply] | Broken:
     """Ask for one place."""
-    reply = await client.post("/v1/completions", next_body(place) | extra, hedge=True)
+    reply = await client.post("/v1/completions", next_body(place) | extra, hedge=True, near=near)
     if isinstance(reply, Broken):
         return reply
     try:
@@ -200,13 +204,19 @@ def read_next(value: dict[str, Any], place: Place) -> Next:
     return Next(found, top, float(top_logprob))
 
 
-async def score_by_forcing(client: Client, passage: Passage, *, extra: dict[str, Any]) -> Scored | Broken:
-    """Score one passage token by token, in order, so that each step finds the one before in the prefix cache."""
+async def score_by_forcing(
+    client: Client, passage: Passage, *, extra: dict[str, Any], near: Affinity | None = None
+) -> Scored | Broken:
+    """Score one passage token by token, in order, so that each step finds the one before in the prefix cache.
+
+    `near`: who has what comes before the passage.
+    """
     ids = passage.token_ids
+    near = near or Affinity()
     logprobs: list[float] = []
     greedy, latency = True, 0.0
     for at in range(len(ids) - passage.scored, len(ids)):
-        step = await force(client, ids[:at], ids[at], extra=extra)
+        step = await force(client, ids[:at], ids[at], extra=extra, near=near)
         if isinstance(step, Broken):
             return step
         logprob, top, seconds = step
@@ -219,14 +229,14 @@ async def score_by_forcing(client: Client, passage: Passage, *, extra: dict[str,
 
 
 async def force(
-    client: Client, prompt: Sequence[int], token: int, *, extra: dict[str, Any]
+    client: Client, prompt: Sequence[int], token: int, *, extra: dict[str, Any], near: Affinity | None = None
 ) -> tuple[float, int, float] | Broken:
     """(log-probability of `token` after `prompt`, the most probable token, seconds), from llama.cpp's own route."""
-    reply = await _step(client, prompt, token, 1, extra)
+    reply = await _step(client, prompt, token, 1, extra, near)
     if isinstance(reply, Broken):
         return reply
     if "completion_probabilities" not in reply.value:
-        return await _look_up(client, prompt, token, extra)
+        return await _look_up(client, prompt, token, extra, near)
     try:
         step = reply.value["completion_probabilities"][0]
         if int(step["id"]) != token:
@@ -237,7 +247,7 @@ async def force(
 
 
 async def _step(
-    client: Client, prompt: Sequence[int], token: int, alternatives: int, extra: dict[str, Any]
+    client: Client, prompt: Sequence[int], token: int, alternatives: int, extra: dict[str, Any], near: Affinity | None
 ) -> Reply | Broken:
     """Ask for one token, which is to be `token`."""
     body = {
@@ -249,11 +259,11 @@ async def _step(
         "cache_prompt": True,
         "stream": False,
     }
-    return await client.post("/completion", body | extra, named=False)
+    return await client.post("/completion", body | extra, named=False, near=near)
 
 
 async def _look_up(
-    client: Client, prompt: Sequence[int], token: int, extra: dict[str, Any]
+    client: Client, prompt: Sequence[int], token: int, extra: dict[str, Any], near: Affinity | None
 ) -> tuple[float, int, float] | Broken:
     """As `force`, by asking for the letter `a` and reading `token` among the alternatives, which no bias touches."""
     letter = await client.post("/tokenize", {"content": "a"}, named=False)
@@ -263,7 +273,7 @@ async def _look_up(
     try:
         (other,) = cast("list[int]", letter.value["tokens"])
         for alternatives in _ALTERNATIVES:
-            step = await _step(client, prompt, other, alternatives, extra)
+            step = await _step(client, prompt, other, alternatives, extra, near)
             if isinstance(step, Broken):
                 return step
             reply, latency = step, latency + step.latency_s

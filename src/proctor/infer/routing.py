@@ -1,4 +1,7 @@
-"""Which of several servers is asked: of those that work and have room, the one with the fewest requests in flight."""
+"""Which of several servers is asked: of those that work and have room, the one with the fewest requests in flight.
+
+Requests that share what a server has computed go to one server, and wait for it, while others have enough to do.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,35 @@ class Route:
     ejected: bool = False
     last_fault: str = ""
     probe: asyncio.Task[None] | None = field(default=None, repr=False)
+    waiters: deque[_Waiter] = field(default_factory=deque["_Waiter"], repr=False)
+    """Who waits for this one."""
+
+    @property
+    def room(self) -> bool:
+        """Whether one more may be in flight."""
+        return self.window.in_flight < self.window.limit
+
+    @property
+    def half_idle(self) -> bool:
+        """Whether what is given to it takes nothing from anyone."""
+        return self.window.in_flight < (self.window.limit + 1) // 2
+
+
+class Affinity:
+    """Requests that go where the first of them went, while that server works: it has computed what they share."""
+
+    __slots__ = ("route",)
+
+    def __init__(self) -> None:
+        self.route: Route | None = None
+        """None before the first."""
 
 
 class Router:
     """Picks a route for each attempt; ejects what fails repeatedly and re-admits it when it answers again.
 
     A route that was taken holds one place of its window until `release`. Who finds no room waits, in order of arrival;
-    a retry has arrived before all that wait.
+    a retry has arrived before all that wait, and who waits for one route before those who would take any.
     """
 
     def __init__(
@@ -90,7 +115,7 @@ class Router:
     @property
     def waiting(self) -> int:
         """How many wait for room."""
-        return len(self._waiters)
+        return len(self._waiters) + sum([len(r.waiters) for r in self._routes])
 
     @property
     def limit(self) -> int:
@@ -103,45 +128,39 @@ class Router:
         limit = sum([r.window.limit for r in routes if not r.ejected])
         return limit or sum([r.window.limit for r in self._routes]) or min(START, self._maximum)
 
-    def take(self, avoid: Route | None = None) -> Route | None:
+    def take(self, avoid: Route | None = None, near: Affinity | None = None) -> Route | None:
         """The route for the next attempt, or None if it has to be waited for. Raises ServerError as `wait`."""
-        if self._waiters and avoid is None:
+        if avoid is None and (self._waiters or (near is not None and near.route is not None and near.route.waiters)):
             return None
         now = time.monotonic()
         if now >= self._refresh_at:
             self._refresh(now)
-        route = self._choose(avoid)
-        if route is not None:
-            route.window.in_flight += 1
-        return route
+        return self._give(avoid, near)
 
-    async def wait(self, avoid: Route | None = None) -> Route:
+    async def wait(self, avoid: Route | None = None, near: Affinity | None = None) -> Route:
         """The route for the next attempt: fewest in flight, of equal ones the first, and not `avoid` if others work.
 
+        With `near` the route that its other requests took, if that works; another one only if it is half idle.
         When all are ejected the least loaded of all, for as long as the budget lasts: then ServerError. Waits while
         there is no room, or no backend at all.
         """
         while True:
-            route = self.take(avoid)
+            route = self.take(avoid, near)
             if route is not None:
                 return route
             if self._routes:
-                return await self._queue(avoid)
+                return await self._queue(avoid, near)
             await asyncio.sleep(min(_NOBODY_POLL_S, self._unreachable_s))
 
     def release(self, route: Route) -> None:
         """Give a place back."""
         route.window.in_flight -= 1
-        if self._waiters:
+        if self._waiters or route.waiters or (route.half_idle and self.waiting):
             self.wake()
 
     def spare(self, other: Route) -> Route | None:
         """The place of a route that is half idle, taken, for a second copy of what `other` is slow with; or None."""
-        able = [
-            r
-            for r in self._routes
-            if r is not other and not r.ejected and not r.faults and r.window.in_flight < (r.window.limit + 1) // 2
-        ]
+        able = [r for r in self._routes if r is not other and not r.ejected and not r.faults and r.half_idle]
         if not able:
             return None
         route = min(able, key=lambda r: r.window.in_flight)
@@ -153,24 +172,32 @@ class Router:
         now = time.monotonic()
         if now >= self._refresh_at:
             self._refresh(now)
+        for route in self._routes:
+            if route.ejected:
+                self._disperse(route)
+            while route.waiters and route.room:
+                route.waiters.popleft().get(route)
         held: list[_Waiter] = []
         while self._waiters:
             waiter = self._waiters.popleft()
             if waiter.route.done():
                 continue
             try:
-                route = self._choose(waiter.avoid)
+                route = self._give(waiter.avoid, waiter.near)
             except ServerError as error:
                 waiter.route.set_exception(error)
                 continue
             if route is not None:
-                route.window.in_flight += 1
                 waiter.route.set_result(route)
-                continue
-            held.append(waiter)
-            if waiter.avoid is None:
-                break
+            elif (home := self._home(waiter.avoid, waiter.near)) is not None:
+                home.waiters.append(waiter)
+            else:
+                held.append(waiter)
+                if waiter.avoid is None:
+                    break
         self._waiters.extendleft(reversed(held))
+        if not self._waiters:
+            self._help()
 
     def succeeded(self, route: Route) -> None:
         """An answer below 500 came, that is no 429: the server works."""
@@ -203,6 +230,43 @@ class Router:
         # A cut connection gives its socket back at the loop's next turn, which might never come.
         await asyncio.sleep(0)
 
+    def _give(self, avoid: Route | None, near: Affinity | None) -> Route | None:
+        """A place, taken, or None. Raises ServerError if none has worked for too long."""
+        home = self._home(avoid, near)
+        if home is None:
+            route = self._choose(avoid)
+            if near is not None and route is not None:
+                near.route = route
+        else:
+            self._dark_since = None
+            able = (
+                [home] if home.room else [r for r in self._routes if r.half_idle and not r.ejected and r is not avoid]
+            )
+            route = able[0] if able else None
+        if route is not None:
+            route.window.in_flight += 1
+        return route
+
+    def _home(self, avoid: Route | None, near: Affinity | None) -> Route | None:
+        """The route that has what requests of an affinity share, if it works."""
+        route = None if near is None else near.route
+        works = route is not None and route is not avoid and not route.ejected and route in self._routes
+        return route if works else None
+
+    def _help(self) -> None:
+        """Who is half idle takes from the longest line at another: what is shared is computed once more then."""
+        for route in self._routes:
+            while not route.ejected and route.half_idle:
+                longest = max(self._routes, key=lambda r: len(r.waiters))
+                if not longest.waiters:
+                    return
+                longest.waiters.popleft().get(route)
+
+    def _disperse(self, route: Route) -> None:
+        """Who waited for it takes any."""
+        self._waiters.extendleft(reversed(route.waiters))
+        route.waiters.clear()
+
     def _choose(self, avoid: Route | None) -> Route | None:
         """The best route with room. Raises ServerError if none has worked for too long."""
         best: Route | None = None
@@ -215,24 +279,26 @@ class Router:
             if route is avoid:
                 continue
             others = True
-            window = route.window
-            if window.in_flight < window.limit and (best is None or window.in_flight < fewest):
-                best, fewest = route, window.in_flight
+            if route.room and (best is None or route.window.in_flight < fewest):
+                best, fewest = route, route.window.in_flight
         if works:
             self._dark_since = None
-            if not others and avoid is not None and avoid.window.in_flight < avoid.window.limit:
+            if not others and avoid is not None and avoid.room:
                 return avoid
             return best
         self._check_budget()
-        roomy = [r for r in self._routes if r.window.in_flight < r.window.limit]
+        roomy = [r for r in self._routes if r.room]
         return min(roomy, key=lambda r: r.window.in_flight) if roomy else None
 
-    async def _queue(self, avoid: Route | None) -> Route:
-        waiter = _Waiter(avoid, asyncio.get_running_loop().create_future())
-        if avoid is None:
-            self._waiters.append(waiter)
-        else:
+    async def _queue(self, avoid: Route | None, near: Affinity | None) -> Route:
+        waiter = _Waiter(avoid, near, asyncio.get_running_loop().create_future())
+        home = self._home(avoid, near)
+        if avoid is not None:
             self._waiters.appendleft(waiter)
+        elif home is not None:
+            home.waiters.append(waiter)
+        else:
+            self._waiters.append(waiter)
         try:
             return await waiter.route
         except asyncio.CancelledError:
@@ -247,8 +313,10 @@ class Router:
             return
         kept = {r.backend: r for r in self._routes}
         for backend, route in kept.items():
-            if backend not in current and route.probe is not None:
-                route.probe.cancel()
+            if backend not in current:
+                self._disperse(route)
+                if route.probe is not None:
+                    route.probe.cancel()
         self._routes = [kept.get(b) or self._route(b, now) for b in current]
         self._gone += [route for backend, route in kept.items() if backend not in current]
         self._known = current
@@ -313,4 +381,11 @@ class _Waiter:
     """Someone without a place."""
 
     avoid: Route | None
+    near: Affinity | None
     route: asyncio.Future[Route]
+
+    def get(self, route: Route) -> None:
+        """A place of `route`, unless nobody waits any more."""
+        if not self.route.done():
+            route.window.in_flight += 1
+            self.route.set_result(route)

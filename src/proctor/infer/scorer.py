@@ -237,13 +237,14 @@ class Scorer:
 
     async def _force(self, passage: Passage) -> Scored | Broken:
         async with (await self._slot_pool()).lease(passage.token_ids) as slot:
-            return await score_by_forcing(self._client, passage, extra=self._extra | {"id_slot": slot})
+            extra = self._extra | {"id_slot": slot.number}
+            return await score_by_forcing(self._client, passage, extra=extra, near=slot.near)
 
     async def _slot_pool(self) -> SlotPool:
         async with self._proving:
             if self._slots is None:
                 props = await self._client.get("/props") or {}
-                self._slots = SlotPool(max(1, int(props.get("total_slots", 1))))
+                self._slots = SlotPool(max(1, int(props.get("total_slots", 1))), max(1, len(self._client.load())))
             return self._slots
 
     @property

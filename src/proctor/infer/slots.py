@@ -2,7 +2,8 @@
 
 The server keeps one key-value cache for each slot and gives a request to whichever is free. With more passages
 under way than slots, every step would find another passage's cache and compute its whole prefix again. So a
-passage holds one slot from its first step to its last, and prefers the slot that has most of its context.
+passage holds one slot from its first step to its last, and prefers the slot that has most of its context. With
+several servers a slot is at the one that its first step went to.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from proctor.infer.routing import Affinity
+
 WORTH_WAITING: Final = 64
 """Shared tokens from which on waiting for a busy slot beats computing the prefix again on a free one."""
 
 
 @dataclass(slots=True, eq=False)
-class _Slot:
+class Slot:
+    """A server's slot."""
+
     number: int
+    """What the server calls it."""
+    near: Affinity = field(default_factory=Affinity)
     tokens: tuple[int, ...] = ()
     used: int = 0
     """When it was leased last, by count: the longest unused free slot loses its cache first."""
@@ -30,14 +37,16 @@ class _Slot:
 class SlotPool:
     """Leases slots. Waiting is in order of arrival for each slot."""
 
-    def __init__(self, size: int) -> None:
-        self._slots = [_Slot(number) for number in range(size)]
+    def __init__(self, size: int, servers: int = 1) -> None:
+        """`size`: of each server."""
+        # Slots that are leased one after the other find servers that take turns: they get the same number at each.
+        self._slots = [Slot(number) for number in range(size) for _ in range(servers)]
         self._free = asyncio.Condition()
         self._count = 0
 
     @asynccontextmanager
-    async def lease(self, tokens: Sequence[int]) -> AsyncGenerator[int]:
-        """Hold the slot that suits `tokens` (the whole passage); yields its number."""
+    async def lease(self, tokens: Sequence[int]) -> AsyncGenerator[Slot]:
+        """Hold the slot that suits `tokens` (the whole passage)."""
         ids = tuple(tokens)
         async with self._free:
             slot = self._choose(ids)
@@ -50,13 +59,13 @@ class SlotPool:
             slot.tokens = ids
         try:
             async with slot.turn:
-                yield slot.number
+                yield slot
         finally:
             async with self._free:
                 slot.users -= 1
                 self._free.notify_all()
 
-    def _choose(self, ids: tuple[int, ...]) -> _Slot | None:
+    def _choose(self, ids: tuple[int, ...]) -> Slot | None:
         """The slot that has most of `ids` if that is worth a wait, else a free one, else None."""
         best = max(self._slots, key=lambda s: (shared(s.tokens, ids), -s.users))
         if best.users == 0 or shared(best.tokens, ids) >= WORTH_WAITING:

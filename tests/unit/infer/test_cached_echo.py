@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 
 from proctor.errors import ProbeError
 from proctor.infer.cached_echo import PATH, cached_echo_body, read_cached_echo
-from proctor.infer.engine import Passage, PhysicalRequest
-from proctor.infer.openai import OpenAIEngine
+from proctor.infer.engine import Passage
 from proctor.infer.outcome import UNREADABLE
-from proctor.records import Answer, Kind, Request, Response
-from proctor.testing import FakeServer, Faults, ServerOptions
+from proctor.records import Kind, Request, Response
+from proctor.testing import FakeServer, Faults, Latency, ServerOptions
+
+from .asking import bodies, respond
 
 OPTIONS = ServerOptions(prefix_cache=16)
 ENDS = (" walks along the river.", " walks home.", " sings a song of long ago.", " is late.")
@@ -30,30 +31,13 @@ def questions(count: int, *, words: int = 10) -> list[Request]:
     ]
 
 
-async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Response]:
-    """In the order of the requests."""
-    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
-
-    async def feed() -> AsyncIterator[PhysicalRequest]:
-        for one in resolved:
-            yield one
-
-    answers: dict[str, Answer] = {answer.key: answer async for answer in engine.run(feed())}
-    assert all(isinstance(a, Response) for a in answers.values()), answers
-    return [a for r in resolved if isinstance(a := answers[r.key], Response)]
-
-
 async def echoed(connect: Any, requests: Sequence[Request]) -> list[tuple[list[float], bool | None]]:
     async with FakeServer() as server, connect(lambda: [server.backend], loglikelihood="echo") as engine:
-        return values(await ask(engine, requests))
+        return values(await respond(engine, requests))
 
 
 def values(answers: Sequence[Response]) -> list[tuple[list[float], bool | None]]:
     return [([round(v, 9) for v in a.token_logprobs or ()], a.is_greedy) for a in answers]
-
-
-def bodies(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def by_route(sent: Sequence[dict[str, Any]]) -> tuple[int, int]:
@@ -67,9 +51,9 @@ async def test_the_numbers_are_those_of_echo(connect: Any, tmp_path: Path) -> No
     expected = await echoed(connect, requests)
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend]) as engine:
-            await ask(engine, questions(1, words=20))
+            await respond(engine, questions(1, words=20))
             before = len(bodies(log))
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
             assert engine.conformance.cached_echo
     assert values(found) == expected
     assert by_route(bodies(log)[before:]) == (len(requests), 0)
@@ -80,9 +64,9 @@ async def test_the_way_is_recorded(connect: Any) -> None:
     requests = questions(2)
     async with FakeServer(OPTIONS) as server:
         async with connect(lambda: [server.backend]) as engine:
-            cached = await ask(engine, requests)
+            cached = await respond(engine, requests)
         async with connect(lambda: [server.backend], loglikelihood="echo") as engine:
-            echo = await ask(engine, requests)
+            echo = await respond(engine, requests)
     assert {a.engine_id for a in cached}.isdisjoint({a.engine_id for a in echo})
     assert [a.physical_key for a in cached] == [a.physical_key for a in echo]
 
@@ -95,7 +79,7 @@ async def test_scored_tokens_that_the_server_had_before_are_echoed(connect: Any,
         for _ in range(2):
             async with connect(lambda: [server.backend]) as engine:
                 before = len(bodies(log)) if log.exists() else 0
-                assert values(await ask(engine, requests)) == expected
+                assert values(await respond(engine, requests)) == expected
     cached, again = by_route(bodies(log)[before:])
     assert cached > 0
     assert again > 0
@@ -106,9 +90,9 @@ async def test_a_context_that_ends_where_a_block_does_is_echoed(connect: Any, tm
     requests = [Request(kind=Kind.LOGLIKELIHOOD, text="x" * 64, continuation=end) for end in ENDS]
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend]) as engine:
-            await ask(engine, questions(1))
+            await respond(engine, questions(1))
             before = len(bodies(log))
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
     assert values(found) == await echoed(connect, requests)
     assert by_route(bodies(log)[before:]) == (0, len(ENDS))
 
@@ -118,7 +102,7 @@ async def test_a_server_that_is_wrong_is_asked_by_echo(connect: Any, mode: Any, 
     log, requests = tmp_path / "bodies", questions(3)
     async with FakeServer(ServerOptions(prefix_cache=16, cached_echo=mode, bodies=str(log))) as server:
         async with connect(lambda: [server.backend]) as engine:
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
             assert engine.conformance.cached_echo is False
     assert values(found) == await echoed(connect, requests)
     assert by_route(bodies(log)[-3:])[0] == 0
@@ -127,11 +111,11 @@ async def test_a_server_that_is_wrong_is_asked_by_echo(connect: Any, mode: Any, 
 async def test_a_server_without_the_route_is_asked_by_echo_or_refused_by_name(connect: Any) -> None:
     async with FakeServer() as server:
         async with connect(lambda: [server.backend]) as engine:
-            await ask(engine, questions(2))
+            await respond(engine, questions(2))
             assert engine.conformance.cached_echo is False
         async with connect(lambda: [server.backend], loglikelihood="cached-echo") as engine:
             with pytest.raises(ProbeError, match="enable-scale-out"):
-                await ask(engine, questions(2))
+                await respond(engine, questions(2))
 
 
 async def test_several_servers_are_proven_together(connect: Any) -> None:
@@ -139,9 +123,31 @@ async def test_several_servers_are_proven_together(connect: Any) -> None:
     requests = questions(12)
     async with FakeServer(OPTIONS) as one, FakeServer(OPTIONS) as two, FakeServer(OPTIONS) as three:
         async with connect(lambda: [one.backend, two.backend, three.backend]) as engine:
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
             assert engine.conformance.cached_echo
     assert values(found) == await echoed(connect, requests)
+
+
+async def test_several_servers_compute_each_context_once(connect: Any, tmp_path: Path) -> None:
+    """Each is busy: the choices of a question wait for the one that has its context."""
+    logs = [tmp_path / str(n) for n in range(3)]
+    requests = questions(40)
+    async with AsyncExitStack() as stack:
+        latency = Latency(fixed_s=0.002)
+        options = [ServerOptions(prefix_cache=16, bodies=str(log), latency=latency) for log in logs]
+        servers = [await stack.enter_async_context(FakeServer(one)) for one in options]
+        engine = await stack.enter_async_context(connect(lambda: [s.backend for s in servers], max_in_flight=4))
+        await respond(engine, questions(1, words=20))
+        before = [len(bodies(log)) if log.exists() else 0 for log in logs]
+        found = await respond(engine, requests)
+    assert values(found) == await echoed(connect, requests)
+    sent = [bodies(log)[start:] for log, start in zip(logs, before, strict=True)]
+    assert by_route([b for some in sent for b in some]) == (len(requests), 0)
+    size = min(len(one["token_ids"]) for some in sent for one in some) // 2
+    contexts = [{tuple(b["token_ids"][:size]) for b in some} for some in sent]
+    assert all(contexts), "each server got its share"
+    twice = sum(map(len, contexts)) - 40
+    assert twice <= 4, "but at the very end, where a server without work takes some"
 
 
 async def test_only_this_way_is_taken_where_it_is_wanted(connect: Any, tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ async def test_only_this_way_is_taken_where_it_is_wanted(connect: Any, tmp_path:
     letters = [Request(kind=Kind.LOGLIKELIHOOD, text="Which one? " * 9, continuation=c) for c in "ABCD"]
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend], loglikelihood="cached-echo") as engine:
-            found = await ask(engine, letters)
+            found = await respond(engine, letters)
     assert values(found) == await echoed(connect, letters)
     assert not any("logprob_token_ids" in body for body in bodies(log))
     assert by_route(bodies(log)[-4:]) == (4, 0)
@@ -159,10 +165,10 @@ async def test_answers_that_do_not_say_what_was_computed_end_the_way(connect: An
     log, requests = tmp_path / "bodies", questions(20)
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend], max_in_flight=1) as engine:
-            await ask(engine, questions(1, words=20))
+            await respond(engine, questions(1, words=20))
             server.break_cached_echo()
             before = len(bodies(log))
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
     assert values(found) == await echoed(connect, requests)
     tried = {tuple(b["token_ids"]) for b in bodies(log)[before:] if "token_ids" in b}
     assert 0 < len(tried) <= 6 * len(ENDS) < len(requests)
@@ -173,10 +179,10 @@ async def test_a_way_that_hardly_ever_helps_is_not_taken_any_more(connect: Any, 
     log, requests = tmp_path / "bodies", questions(60, words=11)
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend], loglikelihood="echo") as engine:
-            await ask(engine, requests)
+            await respond(engine, requests)
         before = len(bodies(log))
         async with connect(lambda: [server.backend], max_in_flight=8) as engine:
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
     assert values(found) == await echoed(connect, requests)
     cached, again = by_route(bodies(log)[before:])
     assert cached < len(requests) * 0.6
@@ -189,7 +195,7 @@ async def test_faults_on_the_way_are_survived(connect: Any) -> None:
     faults = Faults(server_error=0.1, truncated=0.1, reset=0.05, error_body=0.05, empty=0.05, seed=3)
     async with FakeServer(ServerOptions(prefix_cache=16, faults=faults)) as server:
         async with connect(lambda: [server.backend]) as engine:
-            assert values(await ask(engine, requests)) == expected
+            assert values(await respond(engine, requests)) == expected
 
 
 # --- reading ---

@@ -13,23 +13,14 @@ from aiohttp import web
 from proctor.errors import ServerError
 from proctor.infer.client import Broken, Client, Reply, Retries, Timeouts
 from proctor.infer.engine import PhysicalRequest
-from proctor.infer.openai import OpenAIEngine
 from proctor.infer.server import Backend
 from proctor.records import Answer, Boundary, Failure, Kind, Request, Response
 from proctor.testing import FakeServer, Faults, Latency, ServerOptions, prompt_digest
 
+from .asking import ask
+
 BODY = {"prompt": "hello", "max_tokens": 4, "temperature": 0}
 ARGUMENTS = json.dumps({"until": ["\n"], "max_gen_toks": 8})
-
-
-async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Answer]:
-    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
-
-    async def feed() -> AsyncIterator[PhysicalRequest]:
-        for one in resolved:
-            yield one
-
-    return [answer async for answer in engine.run(feed())]
 
 
 def generations(count: int) -> list[Request]:

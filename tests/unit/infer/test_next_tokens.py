@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proctor.errors import ProbeError
-from proctor.infer.engine import Passage, PhysicalRequest
+from proctor.infer.engine import Passage
 from proctor.infer.next_tokens import MOST_IDS, Next, assemble, places
-from proctor.infer.openai import OpenAIEngine
-from proctor.records import Answer, Kind, Request, Response
+from proctor.records import Kind, Request, Response
 from proctor.testing import FakeServer, Latency, ServerOptions
+
+from .asking import bodies, respond
 
 LETTERS = [Request(kind=Kind.LOGLIKELIHOOD, text="Q: which?" * 40, continuation=c) for c in "ABCD"]
 WORDS = [
@@ -27,25 +28,9 @@ WORDS = [
 SAMPLED = json.dumps({"do_sample": True, "temperature": 1.0, "top_k": 5, "max_gen_toks": 8})
 
 
-async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> dict[str, Response]:
-    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
-
-    async def feed() -> AsyncIterator[PhysicalRequest]:
-        for one in resolved:
-            yield one
-
-    answers: list[Answer] = [answer async for answer in engine.run(feed())]
-    assert all(isinstance(a, Response) for a in answers), answers
-    return {a.key: a for a in answers if isinstance(a, Response)}
-
-
-def rounded(answers: dict[str, Response]) -> dict[str, list[float]]:
-    """Log-probabilities by key, to a billionth."""
-    return {key: [round(value, 9) for value in answer.token_logprobs or ()] for key, answer in answers.items()}
-
-
-def bodies(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def rounded(answers: Sequence[Response]) -> list[list[float]]:
+    """Log-probabilities, to a billionth."""
+    return [[round(value, 9) for value in answer.token_logprobs or ()] for answer in answers]
 
 
 # --- pure ---
@@ -98,22 +83,22 @@ def test_no_place_wants_more_tokens_than_a_server_gives() -> None:
 async def test_the_numbers_are_those_of_echo(connect: Any, requests: list[Request]) -> None:
     async with FakeServer() as server:
         async with connect(lambda: [server.backend], loglikelihood="echo") as engine:
-            expected = await ask(engine, requests)
+            expected = await respond(engine, requests)
         async with connect(lambda: [server.backend], loglikelihood="next-token") as engine:
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
     assert rounded(found) == rounded(expected)
-    for key, right in expected.items():
-        assert found[key].is_greedy is right.is_greedy
-        assert found[key].physical_key == right.physical_key
-        assert found[key].engine_id != right.engine_id  # the method is recorded
+    for one, right in zip(found, expected, strict=True):
+        assert one.is_greedy is right.is_greedy
+        assert one.physical_key == right.physical_key
+        assert one.engine_id != right.engine_id  # the method is recorded
 
 
 async def test_single_token_choices_of_one_question_are_one_request(connect: Any, tmp_path: Path) -> None:
     log = tmp_path / "bodies"
     async with FakeServer(ServerOptions(bodies=str(log))) as server, connect(lambda: [server.backend]) as engine:
-        await ask(engine, LETTERS)
+        await respond(engine, LETTERS)
         before = len(bodies(log))
-        await ask(engine, [replace(r, text=r.text + "!") for r in LETTERS])
+        await respond(engine, [replace(r, text=r.text + "!") for r in LETTERS])
         sent = bodies(log)[before:]
     assert len(sent) == 1
     assert sorted(sent[0]["logprob_token_ids"]) == [*b"ABCD"]
@@ -125,7 +110,7 @@ async def test_the_context_of_long_choices_is_asked_before_the_rest(connect: Any
     async with FakeServer(options) as server, connect(lambda: [server.backend], loglikelihood="next-token") as engine:
         await engine.prove()
         before = len(bodies(log))
-        await ask(engine, WORDS)
+        await respond(engine, WORDS)
         sent = bodies(log)[before:]
     # " ": all four; " R": o, i; " Ro": m twice; " Rom": e, and " Ri": g, " Rig": a; the first byte is shared by all.
     assert len(sent[0]["prompt"]) == min(len(b["prompt"]) for b in sent)
@@ -137,12 +122,12 @@ async def test_the_context_of_long_choices_is_asked_before_the_rest(connect: Any
 async def test_a_server_that_ignores_the_field_is_asked_by_echo(connect: Any, mode: Any) -> None:
     async with FakeServer(ServerOptions(next_tokens=mode)) as server:
         async with connect(lambda: [server.backend]) as engine:
-            await ask(engine, LETTERS)
+            await respond(engine, LETTERS)
             assert engine.conformance is not None
             assert engine.conformance.next_tokens == "no"
         async with connect(lambda: [server.backend], loglikelihood="next-token") as engine:
             with pytest.raises(ProbeError, match="logprob_token_ids"):
-                await ask(engine, LETTERS)
+                await respond(engine, LETTERS)
 
 
 async def test_kinds_that_spoil_each_other_are_never_in_flight_together(connect: Any) -> None:
@@ -153,31 +138,31 @@ async def test_kinds_that_spoil_each_other_are_never_in_flight_together(connect:
         for i, r in enumerate(mixed)
     ]
     async with FakeServer() as server, connect(lambda: [server.backend], loglikelihood="echo") as engine:
-        expected = await ask(engine, requests)
+        expected = await respond(engine, requests)
     options = ServerOptions(next_tokens="spoilt", latency=Latency(fixed_s=0.02))
     async with FakeServer(options) as server:
         async with connect(lambda: [server.backend], loglikelihood="next-token") as engine:
-            found = await ask(engine, requests)
+            found = await respond(engine, requests)
             assert engine.conformance is not None
             assert engine.conformance.next_tokens == "alone"
         assert server.stats.max_in_flight > 1
     assert rounded(found) == rounded(expected)
-    assert {k: r.text for k, r in found.items()} == {k: r.text for k, r in expected.items()}
+    assert [r.text for r in found] == [r.text for r in expected]
 
 
 async def test_a_server_that_is_right_in_company_is_given_company(connect: Any) -> None:
     async with FakeServer() as server, connect(lambda: [server.backend]) as engine:
         assert (await engine.prove()).next_tokens is None  # costs nothing before it can save anything
-        await ask(engine, LETTERS)
+        await respond(engine, LETTERS)
         assert (await engine.prove()).next_tokens == "mixed"
 
 
 async def test_unusable_next_tokens_after_the_canary_are_asked_by_echo(connect: Any) -> None:
     """Another load than the canary's: the answers cannot be read, and no score is made of them."""
     async with FakeServer() as server, connect(lambda: [server.backend]) as engine:
-        await ask(engine, LETTERS[:2])
+        await respond(engine, LETTERS[:2])
         server.break_next_tokens()
-        found = await ask(engine, LETTERS)
+        found = await respond(engine, LETTERS)
     async with FakeServer() as server, connect(lambda: [server.backend], loglikelihood="echo") as engine:
-        expected = await ask(engine, LETTERS)
-    assert {k: r.logprob for k, r in found.items()} == {k: r.logprob for k, r in expected.items()}
+        expected = await respond(engine, LETTERS)
+    assert [r.logprob for r in found] == [r.logprob for r in expected]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,20 +14,12 @@ from proctor.infer.fake_model import END, FakeModel, decode
 from proctor.infer.openai import OpenAIEngine
 from proctor.infer.probe import Sample, alignment
 from proctor.infer.resolve import IF_OFFERED, SERVER
-from proctor.records import Answer, EngineInfo, Kind, Message, Request, Response
+from proctor.records import EngineInfo, Kind, Message, Request, Response
 from proctor.testing import FakeServer, Faults, ServerOptions
 
+from .asking import ask
+
 LIKELY = Request(kind=Kind.LOGLIKELIHOOD, text="The sky is", continuation=" blue")
-
-
-async def ask(engine: OpenAIEngine, requests: Sequence[Request]) -> list[Answer]:
-    resolved = [r for r in await engine.resolve(requests) if isinstance(r, PhysicalRequest)]
-
-    async def feed() -> AsyncIterator[PhysicalRequest]:
-        for one in resolved:
-            yield one
-
-    return [answer async for answer in engine.run(feed())]
 
 
 async def test_a_right_server_is_asked_by_echo_without_generating(connect: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from proctor.errors import ServerError
 from proctor.infer import routing
 from proctor.infer.client import Broken, Client, Reply, Retries, allow_connections
-from proctor.infer.routing import EJECT_AFTER, PROBE_LONGEST_S, Router
+from proctor.infer.routing import EJECT_AFTER, PROBE_LONGEST_S, Affinity, Route, Router
 from proctor.infer.server import Backend
 from proctor.testing import FakeServer, Faults, ServerOptions
 
@@ -167,3 +167,119 @@ def test_the_system_is_asked_for_connections_once() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# --- what shares a prefix ---
+
+
+def fill(router: Router, *numbers: int) -> None:
+    """So many in flight at each."""
+    for route, number in zip(router.routes, numbers, strict=True):
+        route.window.in_flight = number
+
+
+async def waits(router: Router, near: Affinity | None = None) -> asyncio.Task[Route]:
+    waiting = asyncio.create_task(router.wait(None, near))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    return waiting
+
+
+async def test_what_shares_a_prefix_goes_where_the_first_went(router: Router) -> None:
+    near = Affinity()
+    first = await router.wait(None, near)
+    assert [await router.wait(None, near) for _ in range(5)] == [first] * 5
+    assert (await router.wait(None, Affinity())) is not first
+
+
+async def test_it_waits_for_that_server_and_those_that_share_nothing_do_not(router: Router) -> None:
+    near = Affinity()
+    home = await router.wait(None, near)
+    full = home.window.limit
+    fill(router, full, full - 1, full)
+    waiting = await waits(router, near)
+    other = await router.wait()
+    assert other is router.routes[1]
+    patient = await waits(router)
+    router.release(other)
+    assert await patient is other
+    assert not waiting.done()
+    late = await waits(router)
+    router.release(home)
+    assert await waiting is home
+    assert not late.done(), "a place at home is for those who wait for it, whoever came first"
+    router.release(home)
+    assert await late is home
+    assert router.waiting == 0
+
+
+async def test_who_is_half_idle_helps(router: Router) -> None:
+    near = Affinity()
+    home = await router.wait(None, near)
+    full = home.window.limit
+    fill(router, full, full // 2, full)
+    waiting = [await waits(router, near) for _ in range(2)]
+    router.release(router.routes[1])
+    assert await waiting[0] is router.routes[1]
+    await asyncio.sleep(0)
+    assert not waiting[1].done()
+    assert near.route is home
+    fill(router, full, 0, full)
+    assert await router.wait(None, Affinity()) is router.routes[1]
+    router.release(home)
+    assert await waiting[1] is home
+
+
+async def test_it_goes_elsewhere_together_when_its_server_fails(router: Router) -> None:
+    near = Affinity()
+    home = await router.wait(None, near)
+    full = home.window.limit
+    fill(router, full, full - 3, full - 1)
+    waiting = [await waits(router, near) for _ in range(3)]
+    router.failed(home, "refused", gone=True)
+    assert [await one for one in waiting] == [router.routes[1]] * 3
+    assert near.route is router.routes[1]
+
+
+async def test_a_retry_takes_the_rest_along(router: Router) -> None:
+    near = Affinity()
+    home = await router.wait(None, near)
+    elsewhere = await router.wait(home, near)
+    assert elsewhere is not home
+    assert await router.wait(None, near) is elsewhere
+
+
+async def test_who_waits_for_a_server_that_is_taken_away_takes_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "REFRESH_S", 0.0)
+    backends = list(BACKENDS)
+    router = Router(lambda: tuple(backends), unreachable_s=60.0)
+    near = Affinity()
+    home = await router.wait(None, near)
+    full = home.window.limit
+    fill(router, full, full, full)
+    waiting = [await waits(router, near), await waits(router)]
+    waiting.insert(1, await waits(router, near))
+    del backends[0]
+    router.release(home)
+    fill(router, full - 1, full)
+    router.release(router.routes[1])
+    assert await waiting[0] is router.routes[0]
+    router.release(router.routes[0])
+    assert await waiting[1] is router.routes[0]
+    assert near.route is router.routes[0]
+    router.release(router.routes[1])
+    assert await waiting[2] is router.routes[1]
+    await router.close()
+
+
+async def test_who_stops_waiting_for_its_server_is_passed_over(router: Router) -> None:
+    near = Affinity()
+    home = await router.wait(None, near)
+    full = home.window.limit
+    fill(router, full, full, full)
+    waiting = [await waits(router, near) for _ in range(2)]
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    router.release(home)
+    assert await waiting[1] is home
+    assert home.window.in_flight == full
