@@ -28,6 +28,8 @@ BLOCK: Final = 16
 """Throughput is measured over whole windows of answers, and at least so many: a server answers in waves."""
 BLOCK_S: Final = 0.1
 """And for so long: what else the machine does comes and goes in milliseconds."""
+LEAP_BLOCK_S: Final = 0.02
+"""That while the window leaps: growing too far by chance costs a queue, and what did not grow is looked at again."""
 PATIENCE: Final = 8
 """Blocks after which a trial is decided by what it looks like."""
 HOLD: Final = 6
@@ -181,8 +183,9 @@ class Window:
             self._settling -= 1
             if not self._settling:
                 self._restart(now)
-        elif self._count >= BLOCK and self._count % self.limit == 0 and now - self._since >= BLOCK_S:
-            self._block(now)
+        elif self._count >= BLOCK and self._count % self.limit == 0:
+            if now - self._since >= (LEAP_BLOCK_S if self.phase is Phase.LEAP else BLOCK_S):
+                self._block(now)
 
     def refused(self, now: float, reason: str) -> None:
         """The server said that it is too much, or did not answer in time."""

@@ -232,7 +232,7 @@ class Router:
 
     def _give(self, avoid: Route | None, near: Affinity | None) -> Route | None:
         """A place, taken, or None. Raises ServerError if none has worked for too long."""
-        home = self._home(avoid, near)
+        home = None if near is None else self._home(avoid, near)
         if home is None:
             route = self._choose(avoid)
             if near is not None and route is not None:
