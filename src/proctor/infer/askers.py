@@ -9,17 +9,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import suppress
-from typing import Final, cast
+from typing import cast
 
 from proctor.infer.engine import PhysicalRequest
 from proctor.records import Answer
 
 Batch = list[PhysicalRequest]
-_FINISHED: Final = cast("list[Answer]", object())
 
 
 class Askers:
-    """Asks batch after batch; `run` yields the answers of each as they come."""
+    """Asks batch after batch; `run` yields the answers that have come."""
 
     def __init__(self, ask: Callable[[Batch], Awaitable[list[Answer]]], wanted: Callable[[], int]) -> None:
         """`wanted`: how many batches to have under way; asked anew for each."""
@@ -29,7 +28,9 @@ class Askers:
         """What was wanted when it was last asked: at each answer, and before the first."""
         self._count = 0
         self._ready: deque[Batch] = deque()
-        self._answers: asyncio.Queue[list[Answer]] = asyncio.Queue()
+        self._answers: list[Answer] = []
+        self._news = asyncio.Event()
+        """Set when there are answers, and when no more come."""
         self._room = asyncio.Event()
         """Set when little is ready."""
         self._taken = asyncio.Event()
@@ -38,11 +39,15 @@ class Askers:
     async def run(self, batches: AsyncIterable[Batch], *, dry: Callable[[], None]) -> AsyncGenerator[list[Answer]]:
         """Take no more than can soon be asked, and call `dry` when there is nothing more to take. Once only."""
         feeding = asyncio.create_task(self._feed(batches, dry))
-        feeding.add_done_callback(lambda _: self._answers.put_nowait(_FINISHED))
+        feeding.add_done_callback(lambda _: self._news.set())
         try:
-            while (answers := await self._answers.get()) is not _FINISHED:
-                yield answers
-                self._taken.set()
+            while not feeding.done() or self._answers:
+                await self._news.wait()
+                self._news.clear()
+                answers, self._answers = self._answers, []
+                if answers:
+                    yield answers
+                    self._taken.set()
             await feeding
         finally:
             feeding.cancel()
@@ -74,9 +79,11 @@ class Askers:
     async def _work(self, group: asyncio.TaskGroup, batch: Batch) -> None:
         try:
             while True:
-                self._answers.put_nowait(await self._ask(batch))
+                answers = await self._ask(batch)
+                self._answers += answers
+                self._news.set()
                 wanted = self._limit = self._wanted()
-                if self._answers.qsize() > wanted:
+                if len(self._answers) > wanted:
                     self._taken.clear()
                     await self._taken.wait()
                 if not self._ready or self._count > wanted:

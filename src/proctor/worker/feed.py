@@ -100,8 +100,7 @@ class Feed:
         self._released: list[str] = []  # held by another's claim, which has ended
         self._claimed: list[str] = []  # by us, in asking order, not resolved
         self._ready: deque[PhysicalRequest] = deque()  # resolved, not yielded
-        self._asking: dict[str, PhysicalRequest] = {}  # logical key → yielded, not settled
-        self._since: dict[str, float] = {}  # when each of them was yielded first
+        self._asking: dict[str, tuple[PhysicalRequest, float]] = {}  # logical key → yielded, not settled; when
         self._filling: asyncio.Task[bool] | None = None
         self._open: dict[int, OpenClaim] = {}
         self._claim_of: dict[str, int] = {}
@@ -126,14 +125,13 @@ class Feed:
 
     async def take(self) -> AsyncIterator[PhysicalRequest]:
         """Yield what is to be asked, until nothing is owed or the worker drains. Raises StoreError."""
-        for request in list(self._asking.values()):
+        for request, _ in list(self._asking.values()):
             yield request
         while not self.draining.is_set():
             if self._ready:
                 self._fill_ahead()
                 request = self._ready.popleft()
-                self._asking[request.key] = request
-                self._since[request.key] = time.monotonic()
+                self._asking[request.key] = request, time.monotonic()
                 yield request
             elif not await self._filled():
                 return
@@ -157,10 +155,9 @@ class Feed:
         """Count `answers` as durable: answer their twins by alias, and close the claims that they were the last of."""
         for answer in answers:
             key = answer.key
-            request = self._asking.pop(key, None)
-            self._since.pop(key, None)
-            if request is not None:
-                self._first.pop(request.physical_key, None)
+            asked = self._asking.pop(key, None)
+            if asked is not None:
+                self._first.pop(asked[0].physical_key, None)
             if not isinstance(answer, Failure):
                 self._answered.add(_short(answer.physical_key))
             if key in self._twins:
@@ -200,8 +197,8 @@ class Feed:
 
     def age_s(self, key: str | None = None) -> float:
         """Since `key`, or the oldest of all that are outstanding, was yielded; 0 if there is none."""
-        since = self._since.get(key) if key is not None else next(iter(self._since.values()), None)
-        return 0.0 if since is None else time.monotonic() - since
+        asked = self._asking.get(key) if key is not None else next(iter(self._asking.values()), None)
+        return 0.0 if asked is None else time.monotonic() - asked[1]
 
     @property
     def deferred(self) -> int:
