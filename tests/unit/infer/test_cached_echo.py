@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -148,6 +149,30 @@ async def test_several_servers_compute_each_context_once(connect: Any, tmp_path:
     assert all(contexts), "each server got its share"
     twice = sum(map(len, contexts)) - 40
     assert twice <= 4, "but at the very end, where a server without work takes some"
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_servers_that_fail_and_go_lose_nothing_and_keep_nobody_waiting(connect: Any, seed: int) -> None:
+    requests = questions(40)
+    expected = await echoed(connect, requests)
+    faults = Faults(server_error=0.05, rate_limited=0.05, reset=0.05, retry_after_s=0.01, seed=seed)
+    options = ServerOptions(prefix_cache=16, latency=Latency(fixed_s=0.02), faults=faults)
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(FakeServer(options)) for _ in range(3)]
+        there = [s.backend for s in servers]
+        engine = await stack.enter_async_context(connect(lambda: tuple(there), max_in_flight=2))
+        asking = asyncio.create_task(respond(engine, requests))
+        await asyncio.sleep(0.1)
+        await servers[0].stop_listening()
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        del there[seed % 3]
+        async with asyncio.timeout(60):
+            found = await asking
+        router, _ = engine._client._entered or pytest.fail("entered")  # type: ignore[misc]
+        assert router.waiting == 0
+        assert [r.window.in_flight for r in router.routes] == [0, 0]
+    assert values(found) == expected
 
 
 async def test_only_this_way_is_taken_where_it_is_wanted(connect: Any, tmp_path: Path) -> None:
