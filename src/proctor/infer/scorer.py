@@ -150,7 +150,8 @@ class Scorer:
         before, self._before = shared(self._before, context), context
         luck = self._luck(first)
         again = sum(luck) / (len(luck) + _SUCCESSES)
-        for way in by_cost(passages, found.costs, before=before, again=again):
+        next_tokens = wanted == "auto" and found.next_tokens != "no"
+        for way in by_cost(passages, found.costs, before=before, again=again, next_tokens=next_tokens):
             if way == ECHO or (wanted in ("auto", way) and await self._works(way)):
                 return way
         return ECHO
@@ -213,14 +214,23 @@ class Scorer:
     async def _score_cached(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
         async with self.turn(ECHO):
             found = await score_by_cached_echo(self._client, passages, extra=self._extra)
-            missing = [i for i, one in enumerate(found) if _unsaid(one)]
-            for i, passage in enumerate(passages):
-                self._luck(passage).append(i in missing)
-            self._misread[CACHED_ECHO] += any(isinstance(one, Broken) and one.status == 200 for one in found)
-            echoed = await self._echo([passages[i] for i in missing]) if missing else []
-        for i, one in zip(missing, echoed, strict=True):
-            found[i] = one
+        missing = [i for i, one in enumerate(found) if _unsaid(one)]
+        for i, passage in enumerate(passages):
+            self._luck(passage).append(i in missing)
+        self._misread[CACHED_ECHO] += any(isinstance(one, Broken) and one.status == 200 for one in found)
+        if missing:
+            for i, one in zip(missing, await self._score_unsaid([passages[i] for i in missing]), strict=True):
+                found[i] = one
         return [one for one in found if one is not None]
+
+    async def _score_unsaid(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
+        """Score what cached echo did not say, by the cheaper of the other ways: the context has been computed."""
+        assert self.conformance is not None
+        ways = by_cost(passages, self.conformance.costs, before=context_tokens(passages[0]))
+        if self._spec.loglikelihood == "auto" and NEXT_TOKEN in ways and await self._works(NEXT_TOKEN):
+            return await self._score_next_tokens(passages)
+        async with self.turn(ECHO):
+            return await self._echo(passages)
 
     def _luck(self, passage: Passage) -> deque[bool]:
         return self._cached.setdefault(len(passage.token_ids).bit_length(), deque(maxlen=_REMEMBERED))

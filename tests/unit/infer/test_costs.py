@@ -72,7 +72,12 @@ def test_what_is_often_echoed_after_all_is_echoed_at_once() -> None:
     passages = of(60, 25, 25, 25, 25)
     assert by_cost(passages, Costs(), again=0.2)[0] == CACHED_ECHO
     assert by_cost(passages, Costs(), again=0.5) == [ECHO]
-    assert by_cost(of(1000, 4, 2, 6, 3), Costs(), again=0.5)[0] == NEXT_TOKEN
+    long = of(1000, 4, 2, 6, 3)
+    assert by_cost(long, Costs(), again=0.5, next_tokens=False) == [CACHED_ECHO, ECHO]
+    assert by_cost(long, Costs(), again=0.9, next_tokens=False) == [ECHO]
+    assert by_cost(long, Costs(), again=0.5)[0] == CACHED_ECHO, (
+        "what it does not say costs little: the context is there"
+    )
 
 
 def test_the_tokens_that_cached_echo_computes() -> None:
