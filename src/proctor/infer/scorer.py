@@ -61,7 +61,7 @@ class Scorer:
         """The context that was scored last: what the next one shares with it, the server has computed."""
         self._misread: dict[Way, int] = {NEXT_TOKEN: 0, CACHED_ECHO: 0}
         self._cached: dict[int, deque[bool]] = {}
-        """Whether passages had to be echoed after cached echo, by the binary digits of their lengths."""
+        """Whether cached echo did not say the values of passages, by the binary digits of their lengths."""
         self.conformance: Conformance | None = None
         """What the probe found; None before the first log-likelihood."""
 
