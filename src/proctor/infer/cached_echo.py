@@ -26,14 +26,13 @@ PATH: Final = "/inference/v1/generate"
 
 
 async def score_by_cached_echo(
-    client: Client, passages: Sequence[Passage], *, extra: dict[str, Any]
+    client: Client, passages: Sequence[Passage], *, extra: dict[str, Any], near: Affinity
 ) -> list[Scored | Broken | None]:
     """Score passages of one context: one first, so that the server has the context when the others are asked.
 
     None: the server has computed scored tokens before, and does not say their values again; or not whether it has.
     """
     first, *others = passages
-    near = Affinity()
     found = [await _score(client, first, extra, near)]
     return found + await asyncio.gather(*(_score(client, passage, extra, near) for passage in others))
 

@@ -20,6 +20,7 @@ from proctor.infer.costs import Costs
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import Scored, ask_next, score_by_echo, score_by_next_tokens
 from proctor.infer.next_tokens import Place
+from proctor.infer.routing import Affinity
 
 Mixing = Literal["no", "alone", "mixed"]
 """Chosen next tokens are scored: not rightly; rightly beside nothing else; rightly beside anything."""
@@ -65,7 +66,9 @@ async def try_next_tokens(
 
     async def once(*, beside: bool) -> bool:
         company = [_company(client, ids, prompt, max_tokens, extra)] if beside else []
-        found, *others = await asyncio.gather(score_by_next_tokens(client, choices, extra=extra), *company)
+        found, *others = await asyncio.gather(
+            score_by_next_tokens(client, choices, extra=extra, near=Affinity()), *company
+        )
         echoed = [one for other in others for one in other]
         return _agree(found, expected, tolerance) and _agree(echoed, expected[:1] * len(echoed), tolerance)
 
@@ -89,11 +92,12 @@ async def try_cached_echo(
     ends = [generated[-1:], generated[:1] + prompt[:2], prompt[1:3]]
     choices = [Passage(token_ids=context + end, scored=len(end)) for end in ends]
     for _ in range(CACHED_ROUNDS):
-        found = await score_by_cached_echo(client, choices[:1], extra=extra)
+        near = Affinity()
+        found = await score_by_cached_echo(client, choices[:1], extra=extra, near=near)
         if not isinstance(found[0], Scored):
             continue  # there is no such route, or it was bad luck: one request says little, and costs little
         others, company = await asyncio.gather(
-            score_by_cached_echo(client, choices[1:], extra=extra),
+            score_by_cached_echo(client, choices[1:], extra=extra, near=near),
             _company(client, sample.token_ids, prompt, max_tokens, extra),
         )
         pairs = [(one, c) for one, c in zip(found + others, choices, strict=True) if isinstance(one, Scored)]

@@ -125,12 +125,11 @@ async def score_text_by_echo(
 
 
 async def score_by_next_tokens(
-    client: Client, passages: Sequence[Passage], *, extra: dict[str, Any]
+    client: Client, passages: Sequence[Passage], *, extra: dict[str, Any], near: Affinity
 ) -> list[Scored | Broken]:
     """Score passages of one context: its own place first, so that the server has it when the others are asked."""
     first, *others = places(passages)
     asked = [first, *others]
-    near = Affinity()
     replies: list[tuple[Next, Reply] | Broken] = [await ask_next(client, first, extra=extra, near=near)]
     if isinstance(replies[0], Broken):
         return [replies[0]] * len(passages)

@@ -161,11 +161,9 @@ class Router:
 
     def spare(self, other: Route) -> Route | None:
         """The place of a route that is half idle, taken, for a second copy of what `other` is slow with; or None."""
-        able = [r for r in self._routes if r is not other and not r.ejected and not r.faults and r.half_idle]
-        if not able:
-            return None
-        route = min(able, key=lambda r: r.window.in_flight)
-        route.window.in_flight += 1
+        route = self._half_idle(other)
+        if route is not None:
+            route.window.in_flight += 1
         return route
 
     def wake(self) -> None:
@@ -234,19 +232,21 @@ class Router:
     def _give(self, avoid: Route | None, near: Affinity | None) -> Route | None:
         """A place, taken, or None. Raises ServerError if none has worked for too long."""
         home = None if near is None else self._home(avoid, near)
-        if home is None:
+        if home is not None:
+            self._dark_since = None
+            route = home if home.room else self._half_idle(avoid)
+        else:
             route = self._choose(avoid)
             if near is not None and route is not None:
                 near.route = route
-        else:
-            self._dark_since = None
-            able = (
-                [home] if home.room else [r for r in self._routes if r.half_idle and not r.ejected and r is not avoid]
-            )
-            route = able[0] if able else None
         if route is not None:
             route.window.in_flight += 1
         return route
+
+    def _half_idle(self, other: Route | None) -> Route | None:
+        """Of the sound routes whose places nobody needs, the idlest."""
+        able = [r for r in self._routes if r is not other and not r.ejected and not r.faults and r.half_idle]
+        return min(able, key=lambda r: r.window.in_flight, default=None)
 
     def _home(self, avoid: Route | None, near: Affinity | None) -> Route | None:
         """The route that has what requests of an affinity share, if it works."""

@@ -24,6 +24,7 @@ from proctor.infer.loglikelihood import (
     score_text_by_echo,
 )
 from proctor.infer.probe import Conformance, probe, refusal
+from proctor.infer.routing import Affinity
 from proctor.infer.slots import SlotPool, shared
 from proctor.infer.tokenizer import Tokenizer
 from proctor.infer.turns import Turns
@@ -200,9 +201,11 @@ class Scorer:
                 found = self.conformance = replace(found, cached_echo=right)
             return bool(found.cached_echo)
 
-    async def _score_next_tokens(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
+    async def _score_next_tokens(
+        self, passages: Sequence[Passage], near: Affinity | None = None
+    ) -> list[Scored | Broken]:
         async with self.turn(NEXT_TOKEN):
-            found = await score_by_next_tokens(self._client, passages, extra=self._extra)
+            found = await score_by_next_tokens(self._client, passages, extra=self._extra, near=near or Affinity())
         bad = [one for one in found if isinstance(one, Broken)]
         # What was refused, or cannot be read, is asked by echo, which has been proven too.
         if all(one.retryable and not _misread(one) for one in bad):
@@ -212,23 +215,25 @@ class Scorer:
             return await self._echo(passages)
 
     async def _score_cached(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
+        near = Affinity()
         async with self.turn(ECHO):
-            found = await score_by_cached_echo(self._client, passages, extra=self._extra)
+            found = await score_by_cached_echo(self._client, passages, extra=self._extra, near=near)
         missing = [i for i, one in enumerate(found) if _unsaid(one)]
         for i, passage in enumerate(passages):
             self._luck(passage).append(i in missing)
         self._misread[CACHED_ECHO] += any(isinstance(one, Broken) and one.status == 200 for one in found)
         if missing:
-            for i, one in zip(missing, await self._score_unsaid([passages[i] for i in missing]), strict=True):
+            said = await self._score_unsaid([passages[i] for i in missing], near)
+            for i, one in zip(missing, said, strict=True):
                 found[i] = one
         return [one for one in found if one is not None]
 
-    async def _score_unsaid(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
-        """Score what cached echo did not say, by the cheaper of the other ways: the context has been computed."""
+    async def _score_unsaid(self, passages: Sequence[Passage], near: Affinity) -> list[Scored | Broken]:
+        """Score what cached echo did not say, by the cheaper of the other ways: whoever is `near` has the context."""
         assert self.conformance is not None
         ways = by_cost(passages, self.conformance.costs, before=context_tokens(passages[0]))
         if self._spec.loglikelihood == "auto" and NEXT_TOKEN in ways and await self._works(NEXT_TOKEN):
-            return await self._score_next_tokens(passages)
+            return await self._score_next_tokens(passages, near)
         async with self.turn(ECHO):
             return await self._echo(passages)
 
