@@ -74,15 +74,6 @@ def places_cost(found: Sequence[Place], costs: Costs, *, before: int = 0) -> flo
     return first + sum(len(p.prompt) - kept + costs.request for p in found[1:])
 
 
-def next_token_cost(passages: Sequence[Passage], costs: Costs, *, before: int = 0) -> float:
-    """As `places_cost`, for the places of passages of one context; infinite where it is plain that echo costs less."""
-    longest = max(p.scored for p in passages)
-    # A lower bound: every place of the longest passage is a request of its own.
-    if longest * costs.request > echo_cost(passages, costs) or (longest > 1 and not costs.cached):
-        return math.inf
-    return places_cost(places(passages), costs, before=before)
-
-
 def by_cost(
     passages: Sequence[Passage], costs: Costs, *, before: int = 0, again: float = 0.0, next_tokens: bool = True
 ) -> list[Way]:
@@ -94,8 +85,11 @@ def by_cost(
     """
     echo = after = echo_cost(passages, costs)
     found: dict[Way, float] = {}
-    if next_tokens:
-        after = min(echo, next_token_cost(passages, costs, before=context_tokens(passages[0])))
-        found[NEXT_TOKEN] = next_token_cost(passages, costs, before=before)
+    longest = max(p.scored for p in passages)
+    # A lower bound first: every place of the longest passage is a request of its own.
+    if next_tokens and longest * costs.request <= echo and (longest == 1 or costs.cached):
+        asked = places(passages)
+        found[NEXT_TOKEN] = places_cost(asked, costs, before=before)
+        after = min(echo, places_cost(asked, costs, before=context_tokens(passages[0])))
     found[CACHED_ECHO] = cached_echo_cost(passages, costs, before=before) + again * after
     return [*sorted((way for way in found if found[way] < echo), key=lambda way: found[way]), ECHO]

@@ -186,14 +186,8 @@ async def test_only_this_way_is_taken_where_it_is_wanted(connect: Any, tmp_path:
     assert by_route(bodies(log)[-4:]) == (4, 0)
 
 
-async def test_what_is_not_said_about_a_long_context_is_asked_token_by_token(connect: Any, tmp_path: Path) -> None:
-    """The server has the context: a request for each token costs less than computing it once more for each choice."""
-    log = tmp_path / "bodies"
-    requests = [
-        Request(kind=Kind.LOGLIKELIHOOD, text=f"Story {i}: " + "somebody " * 90, continuation=end)
-        for i in range(4)
-        for end in (" am", " is", " it", " on")
-    ]
+async def sent_after_the_canary(connect: Any, requests: Sequence[Request], log: Path) -> list[dict[str, Any]]:
+    """To a server that passes it and does not say from then on what it had computed; the answers are right."""
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend], max_in_flight=1) as engine:
             await respond(engine, questions(1, words=20))
@@ -201,22 +195,26 @@ async def test_what_is_not_said_about_a_long_context_is_asked_token_by_token(con
             before = len(bodies(log))
             found = await respond(engine, requests)
     assert values(found) == await echoed(connect, requests)
-    sent = bodies(log)[before:]
+    return bodies(log)[before:]
+
+
+async def test_what_is_not_said_about_a_long_context_is_asked_token_by_token(connect: Any, tmp_path: Path) -> None:
+    """The server has the context: a request for each token costs less than computing it once more for each choice."""
+    requests = [
+        Request(kind=Kind.LOGLIKELIHOOD, text=f"Story {i}: " + "somebody " * 90, continuation=end)
+        for i in range(4)
+        for end in (" am", " is", " it", " on")
+    ]
+    sent = await sent_after_the_canary(connect, requests, tmp_path / "bodies")
     assert by_route(sent)[0] > 0
     lists = [b["prompt"] if isinstance(b["prompt"][0], list) else [b["prompt"]] for b in sent if b.get("echo")]
     assert all(len(prompt) < 200 for some in lists for prompt in some), "none of the questions was echoed"
 
 
 async def test_answers_that_do_not_say_what_was_computed_end_the_way(connect: Any, tmp_path: Path) -> None:
-    log, requests = tmp_path / "bodies", questions(20)
-    async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
-        async with connect(lambda: [server.backend], max_in_flight=1) as engine:
-            await respond(engine, questions(1, words=20))
-            server.break_cached_echo()
-            before = len(bodies(log))
-            found = await respond(engine, requests)
-    assert values(found) == await echoed(connect, requests)
-    tried = {tuple(b["token_ids"]) for b in bodies(log)[before:] if "token_ids" in b}
+    requests = questions(20)
+    sent = await sent_after_the_canary(connect, requests, tmp_path / "bodies")
+    tried = {tuple(b["token_ids"]) for b in sent if "token_ids" in b}
     assert 0 < len(tried) <= 6 * len(ENDS) < len(requests)
 
 
