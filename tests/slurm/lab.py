@@ -34,6 +34,7 @@ class SlurmLab(Lab):
     """One directory that all nodes see, with models, tasks and a run.yaml that is submitted."""
 
     cluster: Cluster = field(kw_only=True)
+    client_processes: int = 1
 
     def write_sweep(
         self, *, launch: dict[str, Any] | None = None, shards: int = 12, gpus: int = 0, **more: Any
@@ -42,6 +43,7 @@ class SlurmLab(Lab):
         slurm = {"type": "slurm", "cluster": "generic", "workers": 2, "time_limit": 10, "sbatch": {"exclusive": True}}
         plan = {"strategy": "workers", "num_worker": shards, "num_split": shards, "min_task_size": 1, "split": True}
         engine = {"type": "openai", "server": self.server() | {"gpus": gpus}, "max_in_flight": self.in_flight}
+        engine |= {"client_processes": self.client_processes}
         return self.write_run(**{"launch": slurm | (launch or {}), "plan": plan, "engine": engine} | more)
 
     # --- the queue ---

@@ -315,6 +315,22 @@ def test_the_time_limit_is_reached_again_and_again(lab: SlurmLab, seed: int, und
     assert all(a.answered for a in stops), lab.story()
 
 
+def test_all_processes_of_a_worker_stop_in_time_and_ask_nothing_twice(lab: SlurmLab) -> None:
+    many = [f"word{i:04d}" for i in range(2400)]
+    lab.latency_s, lab.in_flight, lab.client_processes = 0.1, 24, 3
+    config = lab.write_sweep(tasks=[lab.write_task("words", many)], shards=24, launch={"workers": 1})
+    lab.run("submit", str(config))
+    lab.wait(lambda: len(list((lab.root / "store" / "weights").glob("*/*.jsonl*"))) == lab.client_processes)
+    (element,) = lab.running()
+    lab.cluster.run("scancel", "--batch", "--signal=USR1", element.id)
+    lab.wait(lambda: len(lab.attempts()) == 1)
+    (stopped,) = lab.attempts()
+    assert stopped.ending == "requeued" and stopped.answered == len(lab.acknowledged()) < len(many), lab.story()
+    lab.wait_idle()
+    assert [n for *_, n in lab.scored()] == [len(many)] * 2, lab.story()
+    assert set(lab.asked_words(many).values()) == {1}, "what was in flight was kept by each of them"
+
+
 @seeds(slow=True)
 def test_a_chain_ends_with_a_reason(lab: SlurmLab, seed: int) -> None:
     """Never requeued, as often as allowed, or without any progress: `status` says which, and what to do."""

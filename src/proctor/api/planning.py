@@ -16,6 +16,7 @@ from proctor.api.measuring import Rates, class_rates, measured, model_class
 from proctor.api.progress import history
 from proctor.api.recording import planned_suites
 from proctor.api.targets import Target, resolve_targets
+from proctor.config.engines import client_processes
 from proctor.plan import (
     Bits,
     Cutter,
@@ -188,7 +189,8 @@ class _Maker:
         if totals is None:
             totals = self._totals[state.digest] = self._count(state)
         workers = self._workers(target, totals)
-        sizes = ShardSizes(workers=workers, min_s=floor_s(totals.cost_s, workers), limit_s=self._limit_s)
+        processes = workers * client_processes(target.engine)  # each claims shards of its own
+        sizes = ShardSizes(workers=processes, min_s=floor_s(totals.cost_s, processes), limit_s=self._limit_s)
         cut = self._cutter.cut(state.asked, sizes)
         return ModelPlan(
             model=target.id,

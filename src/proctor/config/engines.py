@@ -124,6 +124,13 @@ def _refuse_files(args: Mapping[str, Any], belongs: Mapping[str, str], where: st
             )
 
 
+def client_processes(engine: Engine) -> int:
+    """How many processes ask the servers of one worker. What llama.cpp answers, one core can ask."""
+    if not isinstance(engine, OpenAIEngine) or isinstance(engine.server, LlamaCppServer):
+        return 1
+    return min(engine.client_processes, engine.max_in_flight)
+
+
 def launch_for(spec: RunSpec, model: str) -> Launch:
     """The launch of one model, overrides merged. Raises ConfigError if the result is not valid."""
     return _checked(LAUNCH, merged(spec, model, "launch"), f"models.{model}.launch", LaunchSpec)
@@ -203,7 +210,7 @@ def reproducible(engine: Engine) -> Engine:
     elif isinstance(server, VllmServer | SglangServer):
         args = _with(server.args, _SERVERS[server.type], "engine.server.args")
         server = server.model_copy(update={"args": args})
-    return engine.model_copy(update={"server": server, "max_in_flight": 1, "batch_size": 1})
+    return engine.model_copy(update={"server": server, "max_in_flight": 1, "client_processes": 1, "batch_size": 1})
 
 
 _SERVERS: Final[dict[str, dict[str, Any]]] = {

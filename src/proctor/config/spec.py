@@ -358,6 +358,8 @@ class OpenAIEngine(Strict):
     """Prompts in one HTTP call, for log-likelihood by echo; None: the choices of one question."""
     max_in_flight: Whole = Field(default=1024, ge=1)
     """The most requests at a time at each server; how many there are is found."""
+    client_processes: Whole = Field(default=1, ge=1, le=64)
+    """Processes that ask the servers of each worker and share `max_in_flight`; llama.cpp is asked by one."""
     timeout_s: Number = Field(default=600.0, gt=0)
     retries: Whole = Field(default=5, ge=0)
     seed: Whole = 1234

@@ -78,6 +78,7 @@ class Client:
         self._timeouts = timeouts
         self._retries = retries
         self._maximum = max_in_flight
+        self._allowed = max_in_flight
         self._entered: tuple[Router, Watch] | None = None
         self._resting = 0
         """Requests between two attempts."""
@@ -86,7 +87,7 @@ class Client:
         router = Router(
             self._backends,
             unreachable_s=self._retries.unreachable_s,
-            max_in_flight=self._maximum,
+            max_in_flight=self._allowed,
             connections=allow_connections(self._maximum * _REPLICAS),
             connect_s=self._timeouts.connect,
         )
@@ -107,8 +108,14 @@ class Client:
     @property
     def wanted(self) -> int:
         """How many requests to have here at a time: those that may be in flight, and those that wait to be repeated."""
-        limit = min(START, self._maximum) if self._entered is None else self._entered[0].limit
+        limit = min(START, self._allowed) if self._entered is None else self._entered[0].limit
         return limit + self._resting
+
+    def allow(self, in_flight: int) -> None:
+        """From now on each backend gets at most so many at a time, and never more than `max_in_flight`."""
+        self._allowed = min(in_flight, self._maximum)
+        if self._entered is not None:
+            self._entered[0].allow(self._allowed)
 
     def tail(self, ending: bool = True) -> None:
         """Say whether the source is exhausted: nothing comes any more but what is under way. False: more may come.

@@ -50,7 +50,9 @@ class OpenAIEngine:
         tokenizer: TokenizerSource = None,
         model_directory: str | None = None,
         retries: Retries | None = None,
+        company: bool = False,
     ) -> None:
+        """`company`: other processes ask the same servers; what is right only without company is not done then."""
         self._spec = spec
         self._read_info = info
         self._client = Client(
@@ -61,7 +63,9 @@ class OpenAIEngine:
         )
         self._resolver = Resolver(spec, tokenizer, client=self._client, model_directory=model_directory)
         self._dialect: Dialect | None = None
-        self._scorer = Scorer(self._client, spec, dialect=self._find_dialect, tokenizer=self._resolver.tokenizer)
+        self._scorer = Scorer(
+            self._client, spec, dialect=self._find_dialect, tokenizer=self._resolver.tokenizer, company=company
+        )
         self._ids: dict[str, tuple[EngineInfo, str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -76,6 +80,10 @@ class OpenAIEngine:
     def load(self) -> dict[str, Load]:
         """What each backend has now, by URL."""
         return self._client.load()
+
+    def allow(self, in_flight: int) -> None:
+        """From now on each backend gets at most so many at a time, and never more than `max_in_flight` of the spec."""
+        self._client.allow(in_flight)
 
     @property
     def info(self) -> EngineInfo:

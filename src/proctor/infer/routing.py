@@ -113,6 +113,11 @@ class Router:
         """Whether no server works: a failure then says nothing about the request."""
         return self._dark_since is not None
 
+    def allow(self, max_in_flight: int) -> None:
+        """Another bound of each window."""
+        self._maximum = max_in_flight
+        self._bound()
+
     @property
     def waiting(self) -> int:
         """How many wait for room."""
@@ -321,7 +326,10 @@ class Router:
         self._routes = [kept.get(b) or self._route(b, now) for b in current]
         self._gone += [route for backend, route in kept.items() if backend not in current]
         self._known = current
-        share = max(1, self._connections // max(1, len(current)))
+        self._bound()
+
+    def _bound(self) -> None:
+        share = max(1, self._connections // max(1, len(self._routes)))
         for route in self._routes:
             route.window.allow(min(self._maximum, share))
 

@@ -50,8 +50,11 @@ class Scorer:
         *,
         dialect: Callable[[], Awaitable[Dialect]],
         tokenizer: Callable[[], Awaitable[Tokenizer | None]],
+        company: bool = False,
     ) -> None:
+        """`company`: others ask the same servers, and do not take turns with us."""
         self._client = client
+        self._company = company
         self._spec = spec
         self._dialect = dialect
         self._tokenizer = tokenizer
@@ -79,7 +82,10 @@ class Scorer:
                 )
         match self._spec.loglikelihood:
             case "next-token" if await self._next_tokens() == "no":
-                raise refusal("next-token: `logprob_token_ids` is ignored, or wrong")
+                raise refusal(
+                    "next-token: `logprob_token_ids` is ignored, or wrong"
+                    + (" while others ask the same server" if self._company else "")
+                )
             case "cached-echo" if not await self._cached_echo():
                 raise refusal(
                     "cached-echo: the server does not give prompt log-probabilities and the number of cached tokens "
@@ -178,6 +184,8 @@ class Scorer:
                         tolerance=found.tolerance,
                         extra=self._extra,
                     )
+                if mixing == "alone" and self._company:
+                    mixing = "no"
                 found = self.conformance = replace(found, next_tokens=mixing)
             assert found.next_tokens is not None
             return found.next_tokens

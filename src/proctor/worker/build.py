@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from proctor.config.engines import client_processes
 from proctor.config.spec import EndpointServer, LlamaCppServer
 from proctor.config.spec import LmEvalModelEngine as LmEvalSpec
 from proctor.config.spec import OpenAIEngine as OpenAISpec
@@ -20,6 +21,7 @@ from proctor.infer.servers.build import build_server, recipe_for
 from proctor.infer.servers.launched import LaunchedServer
 from proctor.infer.servers.steps import StepTerms
 from proctor.records import EngineInfo
+from proctor.worker.clients import ClientProcesses
 from proctor.worker.events import EventLog
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
@@ -93,16 +95,21 @@ class ComingServer:
         return self.server.info
 
 
-def watched(server: Server | None, engine: Engine, events: EventLog) -> None:
-    """Let others know what the client has with each server: a server, to tell a stall from idleness; the events."""
+def watched(server: Server | None, engine: Engine, clients: ClientProcesses, events: EventLog) -> None:
+    """Let others know what all clients have with each server: a server, to tell a stall from idleness; the events."""
     if isinstance(engine, OpenAIEngine):
-        events.load = engine.load
+        clients.engine = engine
+        events.load = clients.load
         if isinstance(server, LaunchedServer):
-            server.observe(engine.load)
+            server.observe(clients.load)
 
 
-def engine_for(job: Job, server: Server | ComingServer | None, *, worker: str) -> Engine:
-    """The job's engine, not entered. Raises ConfigError, ModelError."""
+def engine_for(job: Job, server: Server | ComingServer | None, *, worker: str, workers: int = 1) -> Engine:
+    """The job's engine, not entered: for one of the processes that ask a server of the worker.
+
+    `workers`: how many there are; they have the same servers in common if those run already. Raises ConfigError,
+    ModelError.
+    """
     spec = job.engine_spec
     if isinstance(spec, LmEvalSpec):
         directory = RunDirectory(Path(job.run_directory))
@@ -124,6 +131,7 @@ def engine_for(job: Job, server: Server | ComingServer | None, *, worker: str) -
             info=lambda: server.info,
             tokenizer=_tokenizer(job, spec),
             model_directory=job.path if Path(job.path).is_dir() else None,
+            company=client_processes(spec) > 1 or (workers > 1 and isinstance(spec.server, EndpointServer)),
         )
     return FakeEngine(spec)
 

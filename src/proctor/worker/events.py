@@ -62,8 +62,9 @@ class Event:
 class EventLog:
     """Appends events. Losing the last one costs nothing: answers are counted in the store."""
 
-    def __init__(self, path: Path, *, worker: str, model: str) -> None:
-        self._path = path
+    def __init__(self, target: Path | Callable[[Event], None], *, worker: str, model: str) -> None:
+        """`target`: a file, or who is told instead."""
+        self._target = target
         self._worker = worker
         self._model = model
         self._phase = "starting"
@@ -74,12 +75,15 @@ class EventLog:
         self._file: TextIOWrapper | None = None
         self.load: Callable[[], Mapping[str, Load]] | None = None
         """What each server has now; set once there is a client that knows."""
+        self.beside: Callable[[], Sequence[Event]] = tuple
+        """The latest events of processes that work for the same worker: their counters are added."""
         self.reloaded = False
         """Set when no server was started for this model, but its weights loaded into one that ran."""
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a", encoding="utf-8")
+        if isinstance(self._target, Path):
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._target.open("a", encoding="utf-8")
         self.phase("starting")
         return self
 
@@ -108,33 +112,38 @@ class EventLog:
                 self._requests += 1
                 self._prompt += answer.prompt_tokens
                 self._completion += answer.completion_tokens
-        self._tick(in_flight)
+        self.tick(in_flight)
 
     def aliased(self) -> None:
         """Count one owed request that needed no asking."""
         self._aliases += 1
 
-    def _tick(self, in_flight: int) -> None:
+    def say(self, message: str) -> None:
+        """Something that somebody should know, in whatever phase."""
+        self._write(message)
+
+    def tick(self, in_flight: int = 0) -> None:
+        """Say how far it is, if that was not said lately."""
         now = time.monotonic()
         if now - self._last >= min(LONGEST_S, max(INTERVAL_S, (now - self._began) / _SHARE)):
             self._write("", in_flight)
 
     def _write(self, message: str, in_flight: int = 0, *, error: str = "", hint: str | None = None) -> None:
-        if self._file is None:
-            return
         self._last = time.monotonic()
         loads = [] if self.load is None else list(self.load().values())
+        beside = self.beside()
+        failures = sum((Counter(one.failures) for one in beside), self._failures.copy())
         event = Event(
             worker=self._worker,
             model=self._model,
             phase=self._phase,
             time=time.time(),
-            requests=self._requests,
-            aliases=self._aliases,
-            failed=self._failures.total(),
-            failures=dict(self._failures),
-            prompt_tokens=self._prompt,
-            completion_tokens=self._completion,
+            requests=self._requests + sum(one.requests for one in beside),
+            aliases=self._aliases + sum(one.aliases for one in beside),
+            failed=failures.total(),
+            failures=dict(failures),
+            prompt_tokens=self._prompt + sum(one.prompt_tokens for one in beside),
+            completion_tokens=self._completion + sum(one.completion_tokens for one in beside),
             in_flight=sum(one.in_flight for one in loads) if loads else in_flight,
             limits=[one.limit for one in loads],
             why=[one.why for one in loads],
@@ -143,8 +152,11 @@ class EventLog:
             hint=hint,
             reloaded=self.reloaded,
         )
-        self._file.write(json.dumps(asdict(event)) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(asdict(event)) + "\n")
+            self._file.flush()
+        elif not isinstance(self._target, Path):
+            self._target(event)
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:

@@ -13,12 +13,18 @@ from proctor.worker.attempt import Scheduler
 
 
 def scheduler_for(assignment: Assignment, environ: Mapping[str, str]) -> Scheduler | None:
-    """The scheduler of the assignment's terms, if this process runs inside one of its jobs. Blocks.
-
-    A controller that does not answer now stops no worker: the job knows its cluster's name.
-    """
+    """The scheduler of the assignment's terms, if this process runs inside one of its jobs. Blocks."""
     if assignment.slurm is None or not environ.get("SLURM_JOB_ID"):
         return None
+    return scheduler_here(environ)
+
+
+def scheduler_here(environ: Mapping[str, str]) -> Scheduler:
+    """The scheduler in whose job this process runs. Blocks.
+
+    A controller that does not answer now stops no worker: the job knows its cluster's name. Raises LaunchError if it
+    does not.
+    """
     commands = Commands()
     try:
         return SlurmScheduler.connect(commands, environ=environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from proctor.errors import ProbeError, ServerError
@@ -59,6 +60,8 @@ class Session:
         `linger_s`: how long to wait at the end for requests that others are asking; None: until they have ended.
         """
         self.server = server
+        self.helped: Callable[[], bool] = lambda: False
+        """Whether processes work that have this one's server: for what they are asking, it stays."""
         self._feed = feed
         feed.keep = self
         self._writer = writer
@@ -157,7 +160,10 @@ class Session:
             return False
         self._events.phase("waiting", f"{feed.deferred} requests are being asked by others")
         try:
-            return await feed.more(timeout_s=self._linger_s)
+            while not await feed.more(timeout_s=self._linger_s):
+                if self.outcome.drained or not feed.deferred or not self.helped():
+                    return False
+            return True
         finally:
             self._events.phase("draining" if self.outcome.drained else "asking")
 

@@ -8,14 +8,15 @@ import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from proctor.config.engines import client_processes
 from proctor.config.spec import OpenAIEngine
 from proctor.errors import LaunchError, ProbeError, ProctorError, ServerError, StoreError, Unreachable, UsageError
 from proctor.records import Shard
-from proctor.store import Answers, Store, Writer
+from proctor.store import Answers, Store
 from proctor.worker.assignment import Assignment
 from proctor.worker.attempt import (
     Attempt,
@@ -31,14 +32,15 @@ from proctor.worker.attempt import (
 )
 from proctor.worker.build import ComingServer, engine_for, watched
 from proctor.worker.bundle import Bundle
-from proctor.worker.events import EventLog
-from proctor.worker.feed import Feed
+from proctor.worker.clients import ClientProcesses, Orders
+from proctor.worker.events import Event, EventLog
 from proctor.worker.handover import Handover
 from proctor.worker.job import Job
 from proctor.worker.preread import Preread, preread, weight_files
 from proctor.worker.run_directory import NOTHING_OWED, RunDirectory
 from proctor.worker.serving import serving
 from proctor.worker.session import Outcome, Session
+from proctor.worker.share import Share
 
 PLAN_POLL_S: Final = 0.1
 """Between two looks for a plan that is being made on this machine."""
@@ -56,10 +58,10 @@ class Totals:
     failed: int = 0
     models: list[str] = field(default_factory=list[str])
 
-    def add(self, job: Job, outcome: Outcome) -> None:
-        """Count one model's session."""
-        self.answered += outcome.answered + outcome.aliased
-        self.failed += outcome.failed
+    def add(self, job: Job, outcome: Outcome, beside: Sequence[Event]) -> None:
+        """Count one model's session, and what processes beside it said last."""
+        self.answered += outcome.answered + outcome.aliased + sum(one.requests + one.aliases for one in beside)
+        self.failed += outcome.failed + sum(one.failed for one in beside)
         self.models.append(job.model)
 
 
@@ -81,12 +83,18 @@ class Shift:
         self._directory = directory
         self._assignment = assignment
         self._attempt = attempt
-        self._retry_failed = retry_failed
-        self._retry_reasons = retry_reasons
-        self._at_most = at_most
+        self._share = Share(
+            retry_failed=retry_failed,
+            retry_reasons=retry_reasons,
+            at_most=at_most,
+            linger_s=assignment.linger_s,
+        )
         self._plan_token = plan_token
         self._nothing_owed = False  # by a plan that was made meanwhile
         self._session: Session | None = None
+        self._clients: ClientProcesses | None = None
+        self._at_hand = ""
+        """The job file of the model at hand."""
         self._next: str | None = None
         """The job file of the model after the one at hand."""
         self._handover = Handover(directory)
@@ -139,6 +147,7 @@ class Shift:
         names = self._assignment.order(self._attempt.index)
         for number, name in enumerate(names, start=1):
             job = Job.read(self._directory.jobs / name)
+            self._at_hand = name
             self._next = self._handover.next = names[number] if number < len(names) else None
             try:
                 await self._one_model(job)
@@ -180,27 +189,17 @@ class Shift:
         """Start the server, get ready meanwhile, and ask."""
         terms = self._assignment.slurm if self._attempt.scheduler is not None else None
         coming = ComingServer()
-        engine = engine_for(job, coming if isinstance(job.engine_spec, OpenAIEngine) else None, worker=worker)
+        server = coming if isinstance(job.engine_spec, OpenAIEngine) else None
+        engine = engine_for(job, server, worker=worker, workers=self._assignment.workers)
         owner = self._attempt.owner(job.run)
         writer = await stack.enter_async_context(store.writer(job.weights, job.resolution, owner=owner))
 
         async def get_ready() -> Session | None:
             if not await self._planned():
                 return None
-            answers, shards = await self._work_of(store, job, writer)
-            feed = Feed(
-                store=store,
-                engine=engine,
-                answers=answers,
-                ledger=store.ledger(job.weights, owner=owner, segment=writer.name),
-                shards=shards,
-                retry_failed=self._retry_failed,
-                retry_reasons=self._retry_reasons,
+            return await self._share.session(
+                self._directory, job, store, owner=owner, writer=writer, engine=engine, events=events
             )
-            linger_s = self._assignment.linger_s
-            session = Session(feed=feed, writer=writer, engine=engine, events=events, linger_s=linger_s)
-            await session.prepare()
-            return session
 
         start = stack.enter_async_context(serving(job, terms, worker=worker, events=events, handover=self._handover))
         starting, readying = asyncio.create_task(start), asyncio.create_task(get_ready())
@@ -210,7 +209,8 @@ class Shift:
                 self._left = False
                 return
             coming.server = await starting
-            watched(coming.server, engine, events)
+            clients = self._clients_for(job, worker=worker, events=events)
+            watched(coming.server, engine, clients, events)
             await stack.enter_async_context(engine)
             events.phase("serving")
             session = await readying
@@ -222,10 +222,35 @@ class Shift:
             self._left = False
             return
         session.server = coming.server
-        await self._ask(job, session)
+        session.helped = lambda: clients.working
+        async with clients:
+            if coming.server is not None and not self.stopping:
+                await clients.start(self._more_clients(job), coming.server)
+            await self._ask(job, session, clients)
 
-    async def _ask(self, job: Job, session: Session) -> None:
-        self._session = session
+    def _clients_for(self, job: Job, *, worker: str, events: EventLog) -> ClientProcesses:
+        orders = Orders(
+            job=self._at_hand,
+            index=self._attempt.index,
+            slurm=self._attempt.scheduler is not None,
+            retry_failed=self._share.retry_failed,
+            retry_reasons=tuple(self._share.retry_reasons),
+        )
+        spec = job.engine_spec
+        return ClientProcesses(
+            self._directory,
+            orders,
+            max_in_flight=spec.max_in_flight if isinstance(spec, OpenAIEngine) else 0,
+            worker=worker,
+            events=events,
+        )
+
+    def _more_clients(self, job: Job) -> int:
+        """How many processes are started besides this one: none for a trial of a few requests."""
+        return 0 if self._share.at_most is not None else client_processes(job.engine_spec) - 1
+
+    async def _ask(self, job: Job, session: Session, clients: ClientProcesses) -> None:
+        self._session, self._clients = session, clients
         if self.stopping:
             session.drain()
         try:
@@ -233,12 +258,13 @@ class Shift:
                 if self.stopping:
                     self._preread.stop()
                 await session.work()
+                await clients.finished()
         finally:
-            self.totals.add(job, session.outcome)
+            self.totals.add(job, session.outcome, clients.said())
             self._left = session.outcome.left
             if self.stopping:
                 self._handover.next = None
-            self._session = self._preread = None
+            self._session = self._clients = self._preread = None
 
     def _next_weights(self) -> list[Path]:
         """What the next server will read, while this one needs the disk no more; nothing for a worker that ends."""
@@ -254,6 +280,8 @@ class Shift:
         if self._preread is not None:
             self._preread.stop()
         session.drain()
+        if self._clients is not None:
+            self._clients.drain()
 
     async def _planned(self) -> bool:
         """Wait for the plan, if it is still being made; whether anything is owed by it."""
@@ -268,13 +296,6 @@ class Shift:
                 return not self._nothing_owed
             await asyncio.sleep(PLAN_POLL_S)
 
-    async def _work_of(self, store: Store, job: Job, writer: Writer | None = None) -> tuple[Answers, list[Shard]]:
-        answers = await asyncio.to_thread(store.answers, job.weights, job.resolution, without=writer)
-        shards = await asyncio.to_thread(self._directory.read_shards, job.model)
-        if self._at_most is not None:
-            shards = [replace(s, items=s.items[: self._at_most]) for s in shards[:1]]
-        return answers, shards
-
     async def _worth_starting(self, store: Store, job: Job) -> bool:
         """Whether this model owes anything that this worker could do.
 
@@ -284,8 +305,8 @@ class Shift:
         """
         if self._attempt.scheduler is None:
             return True
-        answers, shards = await self._work_of(store, job)
-        if self._retry_failed:
+        answers, shards = await self._share.work_of(self._directory, job, store)
+        if self._share.retry_failed:
             return bool(shards)
         keys = await asyncio.to_thread(_owed_keys, store, answers, shards)
         if not keys:
@@ -404,7 +425,7 @@ class Shift:
         while True:
             now = time.time()
             if ends_at is not None:
-                slowest = self._session.slowest_s if self._session is not None else 0.0
+                slowest = max((one.slowest_s for one in (self._session, self._clients) if one is not None), default=0.0)
                 if now >= drain_at(ends_at, lead_s=lead_s, slowest_s=slowest):
                     self._up()
                 if now >= stop_at(ends_at, lead_s=lead_s):

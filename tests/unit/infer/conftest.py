@@ -31,7 +31,12 @@ def connect(byte_tokenizer: Path) -> Connect:
 
     @asynccontextmanager
     async def connect(
-        backends: Callable[[], Sequence[Backend]], *, retries: Retries = QUICK, local: bool = True, **spec: object
+        backends: Callable[[], Sequence[Backend]],
+        *,
+        retries: Retries = QUICK,
+        local: bool = True,
+        company: bool = False,
+        **spec: object,
     ) -> AsyncIterator[OpenAIEngine]:
         engine = OpenAIEngine(
             Spec(**spec),  # type: ignore[arg-type]
@@ -39,6 +44,7 @@ def connect(byte_tokenizer: Path) -> Connect:
             info=lambda: EngineInfo(engine="fake", version="1"),
             tokenizer=byte_tokenizer if local else None,
             retries=retries,
+            company=company,
         )
         async with engine:
             yield engine

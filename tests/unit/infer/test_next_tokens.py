@@ -150,6 +150,23 @@ async def test_kinds_that_spoil_each_other_are_never_in_flight_together(connect:
     assert [r.text for r in found] == [r.text for r in expected]
 
 
+async def test_what_is_right_only_alone_is_not_done_where_other_processes_ask(connect: Any) -> None:
+    async with FakeServer(ServerOptions(next_tokens="spoilt", latency=Latency(fixed_s=0.02))) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            await respond(engine, LETTERS)
+            assert engine.conformance.next_tokens == "alone"
+        async with connect(lambda: [server.backend], company=True) as engine:
+            found = await respond(engine, LETTERS)
+            assert engine.conformance.next_tokens == "no"
+        async with connect(lambda: [server.backend], company=True, loglikelihood="next-token") as engine:
+            with pytest.raises(ProbeError, match="while others ask the same server"):
+                await respond(engine, LETTERS)
+    async with FakeServer() as server, connect(lambda: [server.backend], company=True) as engine:
+        expected = await respond(engine, LETTERS)
+        assert engine.conformance.next_tokens == "mixed"
+    assert rounded(found) == rounded(expected)
+
+
 async def test_a_server_that_is_right_in_company_is_given_company(connect: Any) -> None:
     async with FakeServer() as server, connect(lambda: [server.backend]) as engine:
         assert (await engine.prove()).next_tokens is None  # costs nothing before it can save anything

@@ -52,6 +52,24 @@ async def test_a_slow_server_gets_only_what_it_can_do() -> None:
     assert load[fast.url].limit <= 8
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["before it is entered", "while it asks"])
+async def test_a_client_may_be_allowed_less_for_a_while_and_never_more_than_its_maximum(early: bool) -> None:
+    async with FakeServer(ServerOptions(latency=Latency(fixed_s=0.01))) as server:
+        client = Client(lambda: [server.backend], max_in_flight=6)
+        if early:
+            client.allow(2)
+        async with client:
+            if not early:
+                await ask_all(client, range(10), hedge=False)
+                server.stats.max_in_flight = 0
+                client.allow(2)
+            await ask_all(client, range(100, 140), hedge=False)
+            assert server.stats.max_in_flight == 2
+            client.allow(100)
+            await ask_all(client, range(200, 900), hedge=False)
+            assert server.stats.max_in_flight == 6
+
+
 async def test_requests_wait_in_order_of_arrival() -> None:
     order: list[int] = []
     async with (

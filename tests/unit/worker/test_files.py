@@ -14,7 +14,7 @@ from proctor.errors import MissingTool, ServerError, StoreError
 from proctor.infer.fake import FakeEngine as Fake
 from proctor.records import Boundary, Failure, Response, Shard
 from proctor.worker.build import engine_for, server_for
-from proctor.worker.events import EventLog, read_events
+from proctor.worker.events import Event, EventLog, read_events
 from proctor.worker.job import Job
 from proctor.worker.run_directory import RunDirectory
 
@@ -151,6 +151,30 @@ def test_counters_only_grow_and_failures_are_told_apart(tmp_path: Path) -> None:
     assert (last.phase, last.requests, last.failed, last.aliases) == ("done", 3, 1, 1)
     assert last.failures == {"context_length": 1}
     assert (last.prompt_tokens, last.completion_tokens) == (15, 6)
+
+
+def test_what_processes_beside_a_worker_did_is_counted_with_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "m-0.jsonl"
+    said: list[Event] = []
+    with EventLog(said.append, worker="m-0.client-1", model="m") as beside:
+        beside.answered([_response(prompt_tokens=5, completion_tokens=2)] * 4, in_flight=1)
+        beside.answered(
+            [Failure(key="0" * 64, boundary=Boundary.CONTEXT, message="long", retryable=False)], in_flight=0
+        )
+        beside.aliased()
+        beside.phase("done")
+    with EventLog(path, worker="m-0", model="m") as events:
+        events.phase("asking")
+        events.answered([_response(prompt_tokens=1, completion_tokens=1)] * 2, in_flight=1)
+        events.beside = lambda: said[-1:]
+        for _ in range(2):  # what they said is added each time, not once more
+            events.phase("asking")
+        events.say("one of them ended")
+    last = read_events(path)[0][-1]
+    assert (last.worker, last.phase, last.message) == ("m-0", "asking", "one of them ended")
+    assert (last.requests, last.failed, last.aliases) == (6, 1, 1)
+    assert (last.prompt_tokens, last.completion_tokens) == (22, 10)
+    assert last.failures == {"context_length": 1}
 
 
 def test_the_end_of_a_failed_worker_names_its_error(tmp_path: Path) -> None:
