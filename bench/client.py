@@ -1,9 +1,9 @@
 """The inference client against others, side by side in one run, on a mock server that is not the bottleneck.
 
 process: Proctor's worker with its journal (`bench.worker_path`), the bare loop of the HTTP library that it uses, and
-the openai SDK, each a process of its own, in turns. commands: `proctor run` with one worker and with two, lm-eval and
-Inspect from start to printed score, the peers at the best of --peer-in-flight. memory: the worker's over
---memory-requests. stages: where its CPU goes.
+the openai SDK, each a process of its own, in turns. commands: `proctor run` with one worker, with two, and with two
+processes of one; lm-eval and Inspect from start to printed score, the peers at the best of --peer-in-flight. memory:
+the worker's over --memory-requests. stages: where its CPU goes.
 """
 
 from __future__ import annotations
@@ -179,9 +179,13 @@ def prepared(root: Path, setting: Setting, say: Say) -> dict[str, Command]:
     cases: dict[str, Command] = {}
     for route in setting.routes:
         chat = route == "chat"
-        ours = {f"Proctor {route}": 1, f"Proctor {route}, {WORKERS} workers": WORKERS}
+        ours: dict[str, dict[str, int]] = {
+            f"Proctor {route}": {},
+            f"Proctor {route}, {WORKERS} workers": {"workers": WORKERS},
+            f"Proctor {route}, {WORKERS} processes": {"processes": WORKERS},
+        }
         run = partial(commands.proctor, full, setting.url, samples=setting.samples, chat=chat, in_flight=most)
-        cases |= {name: Command(run=partial(run, workers=n), in_flight=most) for name, n in ours.items()}
+        cases |= {name: Command(run=partial(run, **more), in_flight=most) for name, more in ours.items()}
         ask = partial(commands.lm_eval, url=setting.url, chat=chat)
         best = at_best(partial(ask, part, samples=setting.samples // SWEEP_SHARE), setting.peer_in_flight, say)
         cases[f"lm-eval {route}"] = Command(

@@ -33,7 +33,7 @@ models:
 tasks:
   - native: ["{task}"]
     apply_chat_template: {chat}
-engine: {{max_in_flight: {in_flight}, max_length: 32768}}
+engine: {{max_in_flight: {in_flight}, client_processes: {processes}, max_length: 32768}}
 launch: {{workers: {workers}}}
 """
 
@@ -57,8 +57,10 @@ class Run:
         return 1000 * self.cpu_s / self.samples
 
 
-def proctor(tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int = 1024, workers: int = 1) -> Run:
-    """`proctor run`, with a new store; the workers share the requests in flight."""
+def proctor(
+    tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int = 1024, workers: int = 1, processes: int = 1
+) -> Run:
+    """`proctor run`, with a new store; the workers, or the processes of one, share the requests in flight."""
     directory = tasks / "proctor"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -69,6 +71,7 @@ def proctor(tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int =
         chat=str(chat).lower(),
         in_flight=in_flight // workers,
         workers=workers,
+        processes=processes,
     )
     (directory / "run.yaml").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "proctor", "run", "run.yaml"]

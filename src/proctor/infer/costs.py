@@ -50,18 +50,35 @@ def echo_cost(passages: Sequence[Passage], costs: Costs) -> float:
     return sum(len(p.token_ids) + costs.request for p in passages)
 
 
-def cached_echo_cost(passages: Sequence[Passage], costs: Costs, *, before: int = 0) -> float:
+def ends_with_block(passage: Passage, costs: Costs) -> bool:
+    """Whether the whole context is kept. The first scored token's value comes from the token before it, which is not
+    computed anew then: echo on top of the cache does not say it."""
+    context = context_tokens(passage)
+    return costs.kept(context) == context > 0
+
+
+def divided(passage: Passage) -> tuple[Passage, Passage | None]:
+    """The first scored token, and the others after it, if there are any."""
+    first = Passage(token_ids=passage.token_ids[: context_tokens(passage) + 1], scored=1)
+    return first, Passage(token_ids=passage.token_ids, scored=passage.scored - 1) if passage.scored > 1 else None
+
+
+def cached_echo_cost(passages: Sequence[Passage], costs: Costs, *, before: int = 0, next_tokens: bool = False) -> float:
     """The first passage computes the context, but for what the server has of it; the others find its whole blocks.
 
-    `passages` have one context, of which the server has computed the first `before` tokens. Infinite where nothing is
-    kept, or the context ends where a block does: the first scored token's value comes from the token before it, which
-    has to be computed for it.
+    `passages` have one context, of which the server has computed the first `before` tokens. Where that ends with a
+    block, and with `next_tokens`, their first tokens are asked for by next tokens, before the others. Infinite where
+    that is not possible, or nothing is kept.
     """
     context = context_tokens(passages[0])
     kept = costs.kept(context)
-    if kept in (0, context):
+    if not kept or (kept == context and not next_tokens):
         return math.inf
-    return echo_cost(passages, costs) - kept * (len(passages) - 1) - costs.kept(before)
+    if kept < context:
+        return echo_cost(passages, costs) - kept * (len(passages) - 1) - costs.kept(before)
+    firsts, others = zip(*map(divided, passages), strict=True)
+    rest = echo_cost([one for one in others if one is not None], costs)
+    return places_cost(places(firsts), costs, before=before) + rest - kept * sum(one is not None for one in others)
 
 
 def places_cost(found: Sequence[Place], costs: Costs, *, before: int = 0) -> float:
@@ -91,5 +108,5 @@ def by_cost(
         asked = places(passages)
         found[NEXT_TOKEN] = places_cost(asked, costs, before=before)
         after = min(echo, places_cost(asked, costs, before=context_tokens(passages[0])))
-    found[CACHED_ECHO] = cached_echo_cost(passages, costs, before=before) + again * after
+    found[CACHED_ECHO] = cached_echo_cost(passages, costs, before=before, next_tokens=next_tokens) + again * after
     return [*sorted((way for way in found if found[way] < echo), key=lambda way: found[way]), ECHO]

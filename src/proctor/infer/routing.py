@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -354,10 +354,8 @@ class Router:
         return ServerError(f"no server answered for {self._unreachable_s:.0f} s ({seen})")
 
     async def _probe(self, route: Route) -> None:
-        delay = PROBE_FIRST_S
-        while True:
-            await asyncio.sleep(delay)
-            delay = min(delay * PROBE_GROWTH, PROBE_LONGEST_S)
+        for pause in pauses():
+            await asyncio.sleep(pause)
             if await self._alive(route):
                 # On probation: a server whose health is fine but whose answers are not must not take ten more
                 # requests after each probe, being the least loaded.
@@ -398,3 +396,11 @@ class _Waiter:
         if not self.route.done():
             route.window.in_flight += 1
             self.route.set_result(route)
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between two looks at a server that is away, without an end."""
+    pause = PROBE_FIRST_S
+    while True:
+        yield pause
+        pause = min(pause * PROBE_GROWTH, PROBE_LONGEST_S)

@@ -13,7 +13,18 @@ from proctor.config.spec import OpenAIEngine as OpenAISpec
 from proctor.infer.cached_echo import score_by_cached_echo
 from proctor.infer.canary import Mixing, try_cached_echo, try_next_tokens
 from proctor.infer.client import Broken, Client
-from proctor.infer.costs import CACHED_ECHO, ECHO, FORCED, NEXT_TOKEN, Way, by_cost, context_tokens, same_context
+from proctor.infer.costs import (
+    CACHED_ECHO,
+    ECHO,
+    FORCED,
+    NEXT_TOKEN,
+    Way,
+    by_cost,
+    context_tokens,
+    divided,
+    ends_with_block,
+    same_context,
+)
 from proctor.infer.dialect import Dialect
 from proctor.infer.engine import Passage
 from proctor.infer.loglikelihood import (
@@ -160,6 +171,8 @@ class Scorer:
         next_tokens = wanted == "auto" and found.next_tokens != "no"
         for way in by_cost(passages, found.costs, before=before, again=again, next_tokens=next_tokens):
             if way == ECHO or (wanted in ("auto", way) and await self._works(way)):
+                if way == CACHED_ECHO and ends_with_block(first, found.costs) and not await self._works(NEXT_TOKEN):
+                    continue
                 return way
         return ECHO
 
@@ -222,8 +235,13 @@ class Scorer:
         async with self.turn(ECHO):
             return await self._echo(passages)
 
-    async def _score_cached(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
-        near = Affinity()
+    async def _score_cached(self, passages: Sequence[Passage], near: Affinity | None = None) -> list[Scored | Broken]:
+        """Score passages on top of their context, or of a token more each; the server that is `near` has that then."""
+        assert self.conformance is not None
+        if near is None:
+            near = Affinity()
+            if ends_with_block(passages[0], self.conformance.costs):
+                return await self._score_divided(passages, near)
         async with self.turn(ECHO):
             found = await score_by_cached_echo(self._client, passages, extra=self._extra, near=near)
         missing = [i for i, one in enumerate(found) if _unsaid(one)]
@@ -235,6 +253,17 @@ class Scorer:
             for i, one in zip(missing, said, strict=True):
                 found[i] = one
         return [one for one in found if one is not None]
+
+    async def _score_divided(self, passages: Sequence[Passage], near: Affinity) -> list[Scored | Broken]:
+        """Score passages whose context ends with a block: their first tokens as next tokens, the others behind them."""
+        parts = [divided(passage) for passage in passages]
+        firsts = await self._score_next_tokens([first for first, _ in parts], near)
+        others = [other for _, other in parts if other is not None]
+        said = iter(await self._score_cached(others, near) if others else [])
+        return [
+            first if other is None else _joined(first, next(said))
+            for first, (_, other) in zip(firsts, parts, strict=True)
+        ]
 
     async def _score_unsaid(self, passages: Sequence[Passage], near: Affinity) -> list[Scored | Broken]:
         """Score what cached echo did not say, by the cheaper of the other ways: whoever is `near` has the context."""
@@ -273,6 +302,20 @@ class Scorer:
     @property
     def _extra(self) -> dict[str, Any]:
         return dict(self._spec.extra_body)
+
+
+def _joined(first: Scored | Broken, other: Scored | Broken) -> Scored | Broken:
+    """What was said of a passage's first token and of the others, together; or what went wrong with either."""
+    if isinstance(first, Broken):
+        return first
+    if isinstance(other, Broken):
+        return other
+    return replace(
+        other,
+        token_logprobs=first.token_logprobs + other.token_logprobs,
+        is_greedy=first.is_greedy and other.is_greedy,
+        latency_s=first.latency_s + other.latency_s,
+    )
 
 
 def _misread(broken: Broken) -> bool:

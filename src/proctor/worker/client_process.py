@@ -164,8 +164,14 @@ async def serve(directory: RunDirectory, fd: int) -> int:
         return 0
     process = ClientProcess(directory, link, told)
     working, listening = asyncio.create_task(process.work()), asyncio.create_task(process.listen())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, working.cancel)
-    listening.add_done_callback(lambda _: working.cancel())
+
+    def end(_: object = None) -> None:
+        # Once: what is given back and sealed at the end is not to be interrupted.
+        if not working.cancelling():
+            working.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    listening.add_done_callback(end)
     try:
         await working
     except ProctorError as error:

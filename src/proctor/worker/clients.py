@@ -96,8 +96,8 @@ class ClientProcesses:
         try:
             for number in range(1, count + 1):
                 client = await self._start(number)
-                self._clients.append(client)
                 client.link.send({"orders": asdict(self._orders), "number": number, **_where(server)})
+                self._clients.append(client)
                 self._listening.add(asyncio.create_task(self._listen(client, server)))
         except OSError as error:
             self._events.say(f"no client process {len(self._clients) + 1} can be started: {error.strerror}")
@@ -114,6 +114,7 @@ class ClientProcesses:
 
     async def _start(self, number: int) -> _Client:
         ours, theirs = socket.socketpair()
+        link = await Link.over(ours)
         with theirs:
             group = await ProcessGroup.start(
                 (sys.executable, "-m", MODULE, str(self._directory.root), str(theirs.fileno())),
@@ -122,7 +123,7 @@ class ClientProcesses:
                 grace_s=GRACE_S,
                 pass_fds=(theirs.fileno(),),
             )
-        return _Client(number, group, await Link.over(ours))
+        return _Client(number, group, link)
 
     def drain(self) -> None:
         """Let all of them take nothing new."""
@@ -163,31 +164,36 @@ class ClientProcesses:
     async def _listen(self, client: _Client, server: Server) -> None:
         """Take in what it says, until it ends."""
         parted = False
-        while (message := await client.link.receive()) is not None:
-            match message:
-                case {"event": event, "load": load, "slowest_s": slowest_s}:
-                    client.said = Event(**event)
-                    client.load = {url: Load(**one) for url, one in load.items()}
-                    client.slowest_s = slowest_s
-                    self._events.tick()
-                case {"ensure": _}:
-                    client.link.send(await _ensured(server))
-                case {"done": _}:
-                    parted = True
-                case {"failed": text}:
-                    parted = True
-                    self._events.say(f"client process {client.number} ended, this one goes on: {text}")
-                case _:
-                    pass
-        client.working, client.slowest_s = False, 0.0
-        client.load = {url: replace(one, in_flight=0, limit=0) for url, one in client.load.items()}
-        self._deal()
+        try:
+            while (message := await client.link.receive()) is not None:
+                parted = await self._hear(client, message, server) or parted
+        finally:
+            client.working, client.slowest_s = False, 0.0
+            client.load = {url: replace(one, in_flight=0, limit=0) for url, one in client.load.items()}
+            self._deal()
         code = await client.group.wait()
         if not parted:
             words = last_words(client.group.log)
             self._events.say(
                 f"client process {client.number} ended with status {code}, this one goes on\n{words}".rstrip()
             )
+
+    async def _hear(self, client: _Client, message: dict[str, Any], server: Server) -> bool:
+        """Take in one message; whether it is the last one."""
+        match message:
+            case {"event": event, "load": load, "slowest_s": slowest_s}:
+                client.said = Event(**event)
+                client.load = {url: Load(**one) for url, one in load.items()}
+                client.slowest_s = slowest_s
+                self._events.tick()
+            case {"ensure": _}:
+                client.link.send(await _ensured(server))
+            case {"failed": text}:
+                self._events.say(f"client process {client.number} ended, this one goes on: {text}")
+                return True
+            case _:  # done
+                return True
+        return False
 
 
 async def _ensured(server: Server) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,37 @@ async def test_scored_tokens_that_the_server_had_before_are_echoed(connect: Any,
     assert again > 0
 
 
-async def test_a_context_that_ends_where_a_block_does_is_echoed(connect: Any, tmp_path: Path) -> None:
-    log = tmp_path / "bodies"
-    requests = [Request(kind=Kind.LOGLIKELIHOOD, text="x" * 64, continuation=end) for end in ENDS]
+def at_a_boundary(ends: Sequence[str]) -> list[Request]:
+    """Choices after a context of four whole blocks."""
+    return [Request(kind=Kind.LOGLIKELIHOOD, text="x" * 64, continuation=end) for end in ends]
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [ENDS, ("walks along the river.", "sings a song of long ago.", "w", "strolls through the village")],
+    ids=["the same first token", "other first tokens, and nothing after one"],
+)
+async def test_where_a_context_ends_with_a_block_first_tokens_are_asked_for_before_the_others(
+    connect: Any, tmp_path: Path, ends: Sequence[str]
+) -> None:
+    log, requests = tmp_path / "bodies", at_a_boundary(ends)
     async with FakeServer(ServerOptions(prefix_cache=16, bodies=str(log))) as server:
         async with connect(lambda: [server.backend]) as engine:
-            await respond(engine, questions(1))
+            await respond(engine, [*questions(2), *at_a_boundary(["b", "c"])])  # both ways are proven
+            before = len(bodies(log))
+            found = await respond(engine, [replace(r, text="y" + r.text[1:]) for r in requests])
+        sent = bodies(log)[before:]
+    assert values(found) == await echoed(connect, [replace(r, text="y" + r.text[1:]) for r in requests])
+    assert by_route(sent) == (sum(len(end) > 1 for end in ends), 0)
+    assert sum("logprob_token_ids" in body for body in sent) == 1
+    assert "logprob_token_ids" in sent[0], "who computes the context is asked first"
+
+
+async def test_where_first_tokens_cannot_be_asked_for_such_a_context_is_echoed(connect: Any, tmp_path: Path) -> None:
+    log, requests = tmp_path / "bodies", at_a_boundary(ENDS)
+    async with FakeServer(ServerOptions(prefix_cache=16, next_tokens="ignored", bodies=str(log))) as server:
+        async with connect(lambda: [server.backend]) as engine:
+            await respond(engine, [*questions(1), *at_a_boundary(["b", "c"])])
             before = len(bodies(log))
             found = await respond(engine, requests)
     assert values(found) == await echoed(connect, requests)

@@ -303,6 +303,11 @@ def test_a_batching_server_is_full_within_a_few_seconds() -> None:
     assert seconds(Window(256)) <= 1.012 * seconds(None)
 
 
+def test_a_quick_server_is_given_hundreds_before_anybody_notices() -> None:
+    """It says nothing of itself and answers after 20 ms, however many there are."""
+    assert Simulation(noisy(0.02, 0.0)).run(0.3).window.limit >= 256
+
+
 def test_a_pause_of_the_source_is_no_slow_server() -> None:
     window = Window(1024)
     window.in_flight = START

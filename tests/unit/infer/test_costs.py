@@ -15,6 +15,7 @@ from proctor.infer.costs import (
     Costs,
     by_cost,
     cached_echo_cost,
+    divided,
     echo_cost,
     places_cost,
     same_context,
@@ -57,7 +58,7 @@ def test_next_tokens_where_they_cost_less_than_echo(passages: list[Passage], cos
         (of(500, 1, 1, 1, 1), Costs(), 0, NEXT_TOKEN),  # one request
         (of(60, 25, 25, 25, 25), Costs(cached=False), 0, ECHO),
         (of(60, 25, 25, 25, 25), Costs(block=128), 0, ECHO),
-        (of(64, 25, 25, 25, 25), Costs(block=32), 0, ECHO),  # the last token of the context is not computed anew
+        (of(64, 25, 25, 25, 25), Costs(block=32), 0, CACHED_ECHO),  # with a request for the first tokens
         (of(65, 25, 25, 25, 25), Costs(block=32), 0, CACHED_ECHO),
         (of(500, 30), Costs(), 0, ECHO),  # nothing to share
         (of(500, 30), Costs(), 15, ECHO),  # not a whole block
@@ -86,6 +87,19 @@ def test_the_tokens_that_cached_echo_computes() -> None:
     assert cached_echo_cost(passages, Costs(request=0), before=40) == 80 - 32 + (6 + 20)
     assert cached_echo_cost(passages, Costs(request=5)) == 80 + (6 + 20) + 10
     assert cached_echo_cost(of(10, 3), Costs()) == math.inf
+    # All of the context is kept, and a request computes it that asks for the first tokens.
+    assert cached_echo_cost(of(64, 10, 20, 1), Costs(request=0)) == math.inf
+    assert cached_echo_cost(of(64, 10, 20, 1), Costs(request=0), next_tokens=True) == 64 + (10 + 20)
+    assert cached_echo_cost(of(64, 10, 20, 1), Costs(request=5), next_tokens=True) == 64 + 5 + (10 + 20) + 2 * 5
+    assert cached_echo_cost(of(64, 10, 20, 1), Costs(request=0), before=40, next_tokens=True) == 64 - 32 + (10 + 20)
+
+
+def test_a_passage_is_divided_after_its_first_scored_token() -> None:
+    assert divided(Passage(token_ids=(1, 2, 3, 4), scored=2)) == (
+        Passage(token_ids=(1, 2, 3), scored=1),
+        Passage(token_ids=(1, 2, 3, 4), scored=1),
+    )
+    assert divided(Passage(token_ids=(1, 2, 3), scored=1)) == (Passage(token_ids=(1, 2, 3), scored=1), None)
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -78,6 +79,14 @@ async def test_with_all_down_the_least_loaded_of_all_is_asked(router: Router) ->
     router.succeeded(router.routes[2])
     assert (await router.wait()).backend == BACKENDS[2]
     assert not router.dark
+
+
+@pytest.mark.parametrize("away_s", [0.5, 5, 30, 200, 580])
+def test_a_server_that_was_away_is_found_after_a_tenth_of_that_at_most(away_s: float) -> None:
+    looks = itertools.accumulate(routing.pauses())
+    found_s = next(at for at in looks if at >= away_s)
+    assert found_s - away_s <= max(routing.PROBE_FIRST_S, 0.1 * away_s + 1)
+    assert sum(1 for _ in itertools.takewhile(lambda at: at < 86_400, itertools.accumulate(routing.pauses()))) < 1_600
 
 
 async def test_an_ejected_server_that_answers_again_is_on_probation(
