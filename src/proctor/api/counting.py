@@ -181,5 +181,6 @@ def _worker(said: list[Event]) -> WorkerStatus:
         in_flight=last.in_flight,
         limits=tuple(last.limits),
         why=tuple(last.why),
+        core=last.core,
         message=last.message,
     )

@@ -14,6 +14,8 @@ _NUMBERS = ("shots", "requests", "answered", "failed", "owed", "done", "cost", "
 
 
 SHOWN_TROUBLES = 10
+FULL_CORE = 0.9
+"""Share of a core from which on a process that asks is what others wait for."""
 
 
 def plan_table(plan: Plan) -> Layout:
@@ -136,7 +138,10 @@ def worker_table(status: RunStatus) -> Layout:
     """Every worker: what it does, what its servers have at a time, and when it was last heard of."""
     names = ("worker", "model", "phase", "requests", "tokens/s", "in flight", "last seen", "message")
     lines = tuple(Line(cells=_worker_cells(w, status.now), warn=w.phase == "failed") for w in status.workers)
-    return Layout(title="workers", columns=heading(*names, right=_NUMBERS), lines=lines)
+    full = [w.worker for w in status.workers if w.phase == "asking" and w.core >= FULL_CORE]
+    more = "`engine.client_processes` lets more of them ask"
+    notes = [f"{', '.join(full)}: the process has no time left to ask more; {more}"] if full else []
+    return Layout(title="workers", columns=heading(*names, right=_NUMBERS), lines=lines, notes=tuple(notes))
 
 
 def _plan_notes(plan: Plan) -> tuple[str, ...]:

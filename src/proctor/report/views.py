@@ -63,6 +63,8 @@ class WorkerStatus:
     """How many requests each server is given at a time."""
     why: tuple[str, ...] = ()
     """Where each of these numbers comes from."""
+    core: float = 0.0
+    """Share of a core that the asking takes, of its busiest process."""
     message: str = ""
 
 

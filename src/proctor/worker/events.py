@@ -19,6 +19,8 @@ from proctor.records import Answer, Failure
 
 INTERVAL_S: Final = 0.5
 """Between two progress lines: often enough for a live view, seldom enough for a shared file system."""
+CORE_S: Final = 5.0
+"""Over so long it is measured how much of a core the asking takes: at a start it takes all of it for a moment."""
 LONGEST_S: Final = 5.0
 _SHARE: Final = 720
 """Between two lines of a worker that has worked for an hour, LONGEST_S; before that, a share of what it has worked. A
@@ -46,6 +48,8 @@ class Event:
     """How many requests each of the model's servers is given at a time; found, not configured."""
     why: list[str] = field(default_factory=list[str])
     """Where each of these numbers comes from."""
+    core: float = 0.0
+    """Share of a core that the asking took lately, of the busiest process: at 1 it cannot ask more."""
     message: str = ""
     error: str = ""
     """Phase failed: the name of the error's class."""
@@ -72,6 +76,8 @@ class EventLog:
         self._requests = self._aliases = self._prompt = self._completion = 0
         self._last = 0.0
         self._began = time.monotonic()
+        self._core = 0.0
+        self._measured = 0.0, 0.0
         self._file: TextIOWrapper | None = None
         self.load: Callable[[], Mapping[str, Load]] | None = None
         """What each server has now; set once there is a client that knows."""
@@ -125,8 +131,17 @@ class EventLog:
     def tick(self, in_flight: int = 0) -> None:
         """Say how far it is, if that was not said lately."""
         now = time.monotonic()
+        self._measure(now)
         if now - self._last >= min(LONGEST_S, max(INTERVAL_S, (now - self._began) / _SHARE)):
             self._write("", in_flight)
+
+    def _measure(self, now: float) -> None:
+        """Of this thread, in which everything is asked."""
+        then, before = self._measured
+        if now - then >= CORE_S:
+            used = time.thread_time()
+            self._core = min(1.0, max(0.0, (used - before) / (now - then))) if then else 0.0
+            self._measured = now, used
 
     def _write(self, message: str, in_flight: int = 0, *, error: str = "", hint: str | None = None) -> None:
         self._last = time.monotonic()
@@ -147,6 +162,7 @@ class EventLog:
             in_flight=sum(one.in_flight for one in loads) if loads else in_flight,
             limits=[one.limit for one in loads],
             why=[one.why for one in loads],
+            core=round(max([self._core, *(one.core for one in beside)]), 3),
             message=message,
             error=error,
             hint=hint,

@@ -315,7 +315,7 @@ class Shift:
         free = await ledger.unclaimed(keys)
         if not free:
             return False
-        others = len({(h.owner.host, h.owner.pid, h.owner.job) for h in (await ledger.live()).values()})
+        others = len({h.owner.attempt for h in (await ledger.live()).values()})
         cost_s = sum(s.cost_s for s in shards) * len(free) / max(len(keys), 1)
         return not self.totals.models or others == 0 or cost_s / others > self._assignment.startup_s
 

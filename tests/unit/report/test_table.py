@@ -286,6 +286,17 @@ def test_status_table() -> None:
     assert busy.cells[5] == "57 of 1,064 (grown; cut: HTTP 429)"
 
 
+def test_who_has_no_time_to_ask_more_is_named_while_it_asks() -> None:
+    def worker(name: str, phase: str, core: float) -> WorkerStatus:
+        return WorkerStatus(worker=name, model="a", phase=phase, seen=0.0, core=core)
+
+    workers = (worker("w0", "asking", 0.97), worker("w1", "asking", 0.8), worker("w2", "done", 1.0))
+    assert worker_table(RunStatus(run="x", tasks=(), workers=workers)).notes == (
+        "w0: the process has no time left to ask more; `engine.client_processes` lets more of them ask",
+    )
+    assert worker_table(RunStatus(run="x", tasks=(), workers=workers[1:])).notes == ()
+
+
 @pytest.mark.parametrize("columns", [2, 5, 9])
 def test_a_table_that_is_said_to_fit_keeps_its_headings(columns: int) -> None:
     names = [f"column{i}" for i in range(columns)]

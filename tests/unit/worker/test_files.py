@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from proctor.config.spec import FakeEngine, OpenAIEngine, VllmServer
 from proctor.errors import MissingTool, ServerError, StoreError
 from proctor.infer.fake import FakeEngine as Fake
 from proctor.records import Boundary, Failure, Response, Shard
+from proctor.worker import events as event_log
 from proctor.worker.build import engine_for, server_for
 from proctor.worker.events import Event, EventLog, read_events
 from proctor.worker.job import Job
@@ -175,6 +178,28 @@ def test_what_processes_beside_a_worker_did_is_counted_with_its_own(tmp_path: Pa
     assert (last.requests, last.failed, last.aliases) == (6, 1, 1)
     assert (last.prompt_tokens, last.completion_tokens) == (22, 10)
     assert last.failures == {"context_length": 1}
+
+
+def test_how_much_of_a_core_the_asking_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0, used=7.0)
+    clocks = SimpleNamespace(monotonic=lambda: clock.now, thread_time=lambda: clock.used, time=time.time)
+    monkeypatch.setattr(event_log, "time", clocks)
+    path = tmp_path / "m-0.jsonl"
+    with EventLog(path, worker="m-0", model="m") as events:
+        for spent in (0.5, 0.97, 0.2):  # seconds of CPU in a second
+            for _ in range(6):
+                clock.now += 1.0
+                clock.used += spent
+                events.answered([_response()], in_flight=1)
+        busy = [e.core for e in read_events(path)[0]]
+        assert busy[:6] == [0.0] * 6, "five seconds are not over"
+        assert max(busy) == pytest.approx(0.97, abs=0.02)
+        assert busy[-1] == pytest.approx(0.2, abs=0.2)
+        beside: list[Event] = []
+        with EventLog(beside.append, worker="m-0.client-1", model="m"):
+            events.beside = lambda: [replace(beside[-1], core=0.9)]
+            events.phase("asking")
+    assert read_events(path)[0][-1].core == 0.9, "of the busiest"
 
 
 def test_the_end_of_a_failed_worker_names_its_error(tmp_path: Path) -> None:
