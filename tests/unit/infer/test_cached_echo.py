@@ -174,7 +174,8 @@ async def test_several_servers_compute_each_context_once(connect: Any, tmp_path:
     contexts = [{tuple(b["token_ids"][:size]) for b in some} for some in sent]
     assert all(contexts), "each server got its share"
     twice = sum(map(len, contexts)) - 40
-    assert twice <= 4, "but at the very end, where a server without work takes some"
+    # About 72 if nobody waited.
+    assert twice <= 16, "but where a server without work takes some: at the very end, and on a machine that stutters"
 
 
 @pytest.mark.parametrize("seed", range(2))
