@@ -168,8 +168,7 @@ class ClientProcesses:
             while (message := await client.link.receive()) is not None:
                 parted = await self._hear(client, message, server) or parted
         finally:
-            client.working, client.slowest_s = False, 0.0
-            client.load = {url: replace(one, in_flight=0, limit=0) for url, one in client.load.items()}
+            client.working, client.slowest_s, client.load = False, 0.0, {}
             self._deal()
         code = await client.group.wait()
         if not parted:
