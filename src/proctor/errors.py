@@ -36,6 +36,11 @@ class ProctorError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def report(self) -> dict[str, str | None]:
+        """What another of our processes makes the same error of: `processes.exchange.error_of`."""
+        return {"class": type(self).__name__, "message": self.message, "hint": self.hint}
+
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  → {self.hint}"
 

@@ -71,17 +71,22 @@ def segments(lab: Lab) -> dict[int, int]:
     return dict(found)
 
 
-def at_work(lab: Lab) -> None:
-    """Wait until more than one process has claimed something and answers are coming."""
+def begun(lab: Lab) -> tuple[Path, subprocess.Popen[str]]:
+    """A run in which every client process is there, and more than one process has answers already."""
+    lab.latency_s = 0.2
+    config = run_of(lab)
+    parent = lab.start("run", str(config))
+    wait_for(lambda: len(clients_of(parent)) == PROCESSES - 1)
 
-    def claimed() -> bool:
+    def at_work() -> bool:
         sizes: list[int] = []
         for path in lab.root.glob("store/weights/*/*.jsonl*"):
             with contextlib.suppress(FileNotFoundError):  # it is sealed at this moment
                 sizes.append(path.stat().st_size)
         return sum(size > HEADER for size in sizes) > 1
 
-    wait_for(claimed)
+    wait_for(at_work)
+    return config, parent
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> None:
@@ -122,11 +127,7 @@ def test_they_share_what_may_be_in_flight(lab: Lab) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_one_that_is_killed_costs_nothing_that_was_acknowledged(lab: Lab, seed: int) -> None:
     rng = random.Random(seed)
-    lab.latency_s = 0.2
-    config = run_of(lab)
-    parent = lab.start("run", str(config))
-    wait_for(lambda: len(clients_of(parent)) == PROCESSES - 1)
-    at_work(lab)
+    config, parent = begun(lab)
     time.sleep(rng.uniform(0, 0.5))
     rng.choice(clients_of(parent)).kill()
     acknowledged = lab.answered_words(WORDS)
@@ -141,11 +142,7 @@ def test_one_that_is_killed_costs_nothing_that_was_acknowledged(lab: Lab, seed: 
 
 
 def test_a_server_that_dies_is_started_again_for_all(lab: Lab) -> None:
-    lab.latency_s = 0.2
-    config = run_of(lab)
-    parent = lab.start("run", str(config))
-    wait_for(lambda: len(clients_of(parent)) == PROCESSES - 1)
-    at_work(lab)
+    config, parent = begun(lab)
     servers = [
         p
         for p in psutil.Process(parent.pid).children(recursive=True)
@@ -159,11 +156,7 @@ def test_a_server_that_dies_is_started_again_for_all(lab: Lab) -> None:
 
 
 def test_one_signal_lets_all_of_them_keep_what_is_in_flight(lab: Lab) -> None:
-    lab.latency_s = 0.2
-    config = run_of(lab)
-    parent = lab.start("run", str(config))
-    wait_for(lambda: len(clients_of(parent)) == PROCESSES - 1)
-    at_work(lab)
+    config, parent = begun(lab)
     parent.send_signal(signal.SIGINT)
     finish(parent, INCOMPLETE)
     sent = {w for w, n in asked(lab).items() if n}
@@ -187,12 +180,8 @@ def test_two_signals_end_all_of_them(lab: Lab) -> None:
 
 
 def test_a_killed_worker_takes_them_along(lab: Lab) -> None:
-    lab.latency_s = 0.2
-    config = run_of(lab)
-    parent = lab.start("run", str(config))
-    wait_for(lambda: len(clients_of(parent)) == PROCESSES - 1)
+    config, parent = begun(lab)
     clients = clients_of(parent)
-    at_work(lab)
     parent.kill()
     parent.communicate()
     wait_for(lambda: not [c for c in clients if c.is_running() and c.status() != psutil.STATUS_ZOMBIE], 60)

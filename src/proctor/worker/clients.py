@@ -199,7 +199,7 @@ async def _ensured(server: Server) -> dict[str, Any]:
     try:
         await server.ensure()
     except ProctorError as error:
-        return {"error": {"class": type(error).__name__, "message": error.message, "hint": error.hint}}
+        return {"error": error.report}
     return _where(server)
 
 

@@ -44,7 +44,7 @@ def error_report(error: BaseException) -> dict[str, str | None]:
     """{class, message, hint} of `error`; one that is not ours becomes a HarnessError."""
     if not isinstance(error, ProctorError):
         error = HarnessError(f"{type(error).__name__}: {error}")
-    return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+    return error.report
 
 
 def write_error(path: Path, error: BaseException) -> None:
