@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 Json = Any
 """A value that JSON can express: None, bool, int, float, str, list, dict with string keys."""
+
+_Frozen = TypeVar("_Frozen")
 
 KEY_VERSION: Final = 1
 """Part of every key; raised when the canonical form of a request changes."""
@@ -35,6 +37,21 @@ def canonical_json(value: Json) -> str:
 def digest(value: Json) -> str:
     """SHA-256 of `canonical_json(value)`, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def quickly(cls: type[_Frozen]) -> type[_Frozen]:
+    """What makes instances of a frozen dataclass with slots, as `cls` itself does, in half the time or less.
+
+    `dataclass` fills what is frozen by `object.__setattr__`, ten times as dear as an assignment. Here a twin with the
+    same slots that is not frozen is filled, and then becomes an instance of `cls`. For what there is of every request.
+    """
+
+    def freeze(twin: object) -> None:
+        twin.__class__ = cls
+
+    names = [(f.name, f.type, field(default=f.default)) for f in fields(cast("Any", cls))]
+    twin = make_dataclass(cls.__name__, names, kw_only=True, slots=True, namespace={"__post_init__": freeze})
+    return cast("type[_Frozen]", twin)
 
 
 class Kind(StrEnum):
@@ -106,14 +123,18 @@ class Request:
             out["replicate"] = self.replicate
         return out
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Json]) -> Request:
+    @staticmethod
+    def from_json(value: Mapping[str, Json]) -> Request:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        fields = dict(value)
-        fields["kind"] = _KINDS[fields["kind"]]
-        if "messages" in fields:
-            fields["messages"] = tuple([Message(role=r, content=c) for r, c in fields["messages"]])
-        return cls(**fields)
+        given = dict(value)
+        given["kind"] = _KINDS[given["kind"]]
+        if "messages" in given:
+            given["messages"] = tuple([_message(role=r, content=c) for r, c in given["messages"]])
+        return _request(**given)
+
+
+_message: Final = quickly(Message)
+_request: Final = quickly(Request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

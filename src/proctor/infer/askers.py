@@ -60,7 +60,8 @@ class Askers:
                 self._limit = self._wanted()
                 async for batch in batches:
                     self._ready.append(batch)
-                    self._call(group)
+                    if self._count < self._limit:
+                        self._call(group)
                     # Half as many again as are asked, so that who is done finds the next one.
                     if len(self._ready) > self._limit // 2:
                         self._room.clear()
@@ -89,7 +90,8 @@ class Askers:
                 if not self._ready or self._count > wanted:
                     return
                 batch = self._ready.popleft()
-                self._call(group)
+                if self._count < wanted:
+                    self._call(group)
                 if len(self._ready) <= wanted // 4:
                     self._room.set()
         finally:

@@ -16,7 +16,7 @@ import orjson
 from proctor.errors import ServerError
 from proctor.infer.concurrency import START
 from proctor.infer.flights import GONE, Flight, Watch
-from proctor.infer.origin import FAULTS, refused, told
+from proctor.infer.origin import FAULTS, dumped, refused, told
 from proctor.infer.outcome import BUSY_STATUS, MOVED_STATUS, Broken, Read, Reply, faulty, read_answer, read_refusal
 from proctor.infer.routing import Affinity, Route, Router
 from proctor.infer.server import Backend, Load
@@ -105,7 +105,6 @@ class Client:
             await watch.close()
             await router.close()
 
-    @property
     def wanted(self) -> int:
         """How many requests to have here at a time: those that may be in flight, and those that wait to be repeated."""
         limit = min(START, self._allowed) if self._entered is None else self._entered[0].limit
@@ -145,7 +144,10 @@ class Client:
         key; wrong path or model name, unless the path is not `required`).
         """
         router, watch = self._inside()
-        flight = Flight(path, body, named=named, read=read)
+        data = dumped(body)
+        if named:
+            data = b"," + data[1:] if body else b"}"
+        flight = Flight(path, data, named=named, kind=(path, body.get("max_tokens")), read=read)
         counted, last = 0.0, None
         try:
             while True:
@@ -235,33 +237,42 @@ class Client:
         flight.attempts += 1
         flight.begin(route)
         watch.flights.add(flight)
+        outcome: Reply | Broken
         try:
-            outcome = await _send(route, flight)
+            data = route.opening + flight.data if flight.named else flight.data
+            answer = await route.origin.post(flight.path, data)
+            now = time.monotonic()
+            if answer.status == 200:
+                outcome = read_answer(answer.body, now - flight.started, flight.attempts, flight.read)
+            else:
+                outcome = read_refusal(answer, flight.attempts)
+        except FAULTS as error:
+            now = time.monotonic()
+            outcome = _fault(told(error), flight, gone=refused(error))
         except asyncio.CancelledError:
             if not flight.ended():
                 raise
             if flight.copied is not None:
                 return flight.copied
+            now = time.monotonic()
             gone = flight.verdict == GONE
             message = f"no answer from {route.backend.url} within {flight.age_s():.0f} s"
-            outcome = Broken(
-                boundary=Boundary.TRANSPORT,
-                message=message + (", and nobody listens there any more" if gone else ""),
-                retryable=True,
-                attempts=flight.attempts,
-                overloaded=not gone,
-                gone=gone,
-            )
+            if gone:
+                message += ", and nobody listens there any more"
+            outcome = _fault(message, flight, gone=gone, overloaded=not gone)
         finally:
             watch.flights.discard(flight)
-        now = time.monotonic()
         if isinstance(outcome, Reply):
             route.answered += 1
             route.window.answered(now)
             router.succeeded(route)
-            if flight.kind is not None:
-                watch.landed(flight.kind, outcome.latency_s)
-            return outcome
+            watch.landed(flight.kind, outcome.latency_s)
+        else:
+            self._broke(router, route, outcome, now)
+        return outcome
+
+    @staticmethod
+    def _broke(router: Router, route: Route, outcome: Broken, now: float) -> None:
         if outcome.overloaded:
             route.window.refused(now, "time-outs" if outcome.status is None else f"HTTP {outcome.status}")
         if outcome.boundary is not Boundary.TRANSPORT:
@@ -271,7 +282,6 @@ class Client:
             router.failed(route, outcome.message, gone=outcome.gone, busy=not at_fault)
         else:
             router.succeeded(route)
-        return outcome
 
     def _launch(self, flight: Flight, route: Route) -> asyncio.Task[None]:
         """Send a copy of a flight to `route`, whose place is taken and given back at its end."""
@@ -298,21 +308,16 @@ class Client:
         return min(retry_after_s, self._retries.retry_after_cap_s) + backoff * 0.1
 
 
-async def _send(route: Route, flight: Flight) -> Reply | Broken:
-    started = flight.started
-    try:
-        answer = await route.origin.post(flight.path, flight.data(route.backend.served_model))
-    except FAULTS as error:
-        return Broken(
-            boundary=Boundary.TRANSPORT,
-            message=told(error),
-            retryable=True,
-            attempts=flight.attempts,
-            gone=refused(error),
-        )
-    if answer.status != 200:
-        return read_refusal(answer, flight.attempts)
-    return read_answer(answer.body, time.monotonic() - started, flight.attempts, flight.read)
+def _fault(message: str, flight: Flight, *, gone: bool, overloaded: bool = False) -> Broken:
+    """There was no answer."""
+    return Broken(
+        boundary=Boundary.TRANSPORT,
+        message=message,
+        retryable=True,
+        attempts=flight.attempts,
+        overloaded=overloaded,
+        gone=gone,
+    )
 
 
 def _lost(route: Route, path: str, outcome: Broken) -> ServerError:

@@ -170,20 +170,21 @@ class Window:
 
     def answered(self, now: float) -> None:
         """An answer came, while `in_flight` still counted it."""
-        if 2 * self.in_flight < self.limit:
+        in_flight, limit = self.in_flight, self.limit
+        if 2 * in_flight < limit:
             # The source ran dry: what comes next says nothing about the time until then.
             self._dry = True
         elif self._dry:
             self._dry = False
             self._restart(now)
         self._count += 1
-        if self.in_flight >= self.limit:
+        if in_flight >= limit:
             self._full += 1
         if self._settling:
             self._settling -= 1
             if not self._settling:
                 self._restart(now)
-        elif self._count >= BLOCK and self._count % self.limit == 0:
+        elif self._count >= BLOCK and self._count % limit == 0:
             if now - self._since >= (LEAP_BLOCK_S if self.phase is Phase.LEAP else BLOCK_S):
                 self._block(now)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, NamedTuple, cast
 
 from proctor.infer.client import Client
 from proctor.infer.engine import PhysicalRequest, Sampling
+from proctor.infer.latest import Latest
 from proctor.infer.loglikelihood import ordered_choices
 
 
@@ -23,8 +23,7 @@ class Dialect(StrEnum):
     """Only the standard fields: a strict endpoint refuses others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generated:
+class Generated(NamedTuple):
     """One generation as the server tells it."""
 
     text: str
@@ -56,14 +55,12 @@ async def find_dialect(client: Client, engine: str) -> Dialect:
     return Dialect.OPENAI
 
 
-def generation_body(request: PhysicalRequest, dialect: Dialect) -> tuple[str, dict[str, Any]]:
+def generation_body(request: PhysicalRequest, sampling: Sampling, dialect: Dialect) -> tuple[str, dict[str, Any]]:
     """Path and body of one generation, with every sampling field that the dialect has.
 
     Without ids and text, the server renders the messages itself (/v1/chat/completions).
     """
-    sampling = request.sampling
-    assert sampling is not None
-    body = dict(_sampling_fields(sampling, dialect))
+    body = _FIELDS[dialect](sampling).copy()
     if request.prompt_ids is not None and dialect is Dialect.LLAMA_CPP:
         # Its own route, because only that one returns the generated ids.
         body["n_predict"] = body.pop("max_tokens")
@@ -96,18 +93,19 @@ def read_native(value: dict[str, Any]) -> Generated:
 def read_generation(value: dict[str, Any]) -> Generated:
     """What a server generated. Raises one of `outcome.UNREADABLE` for anything else."""
     choice = ordered_choices(value)[0]
-    usage = cast("dict[str, int | None]", value.get("usage") or {})
-    ids = cast("list[int] | None", choice.get("token_ids"))
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    if text is None and "message" in choice:
+    usage: dict[str, int | None] = value.get("usage") or {}
+    ids: list[int] | None = choice.get("token_ids")
+    if "message" not in choice:
+        text = choice["text"]
+    elif (text := choice["message"]["content"]) is None:
         text = ""  # what chat servers say when nothing but reasoning came
     reason = choice.get("finish_reason")
     return Generated(
-        text=_text(text),
-        token_ids=None if ids is None else tuple(map(int, ids)),
-        finish_reason=None if reason is None else _text(reason),
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
+        _text(text),
+        None if ids is None else tuple(map(int, ids)),
+        None if reason is None else _text(reason),
+        int(usage.get("prompt_tokens") or 0),
+        int(usage.get("completion_tokens") or 0),
     )
 
 
@@ -148,10 +146,6 @@ def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
     return body | cast("dict[str, Any]", json.loads(sampling.extra))
 
 
-_sampling_fields = functools.lru_cache(maxsize=256)(sampling_fields)
-"""A task's greedy requests all have the same. Not to be changed by who gets it."""
-
-
 def _llama_cpp(sampling: Sampling) -> dict[str, Any]:
     penalised = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0)
     return {
@@ -166,3 +160,7 @@ def _llama_cpp(sampling: Sampling) -> dict[str, Any]:
         "dynatemp_range": 0.0,
         "cache_prompt": True,
     }
+
+
+_FIELDS: Final = {dialect: Latest(partial(sampling_fields, dialect=dialect)) for dialect in Dialect}
+"""Not to be changed by who gets them."""

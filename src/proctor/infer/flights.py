@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, Final
-
-import orjson
 
 from proctor.infer.concurrency import ServerWord
 from proctor.infer.origin import FAULTS, refused
@@ -56,16 +53,15 @@ class Flight:
     """One request on its way: what is sent, and the attempt at hand."""
 
     __slots__ = (
-        "_body",
         "_cancelling",
-        "_data",
-        "_model",
-        "_named",
         "_task",
         "attempts",
         "copied",
         "copy",
+        "data",
         "hedge",
+        "kind",
+        "named",
         "path",
         "read",
         "route",
@@ -73,13 +69,16 @@ class Flight:
         "verdict",
     )
 
-    def __init__(self, path: str, body: Mapping[str, Any], *, named: bool, read: Read | None = None) -> None:
+    def __init__(self, path: str, data: bytes, *, named: bool, kind: Hashable, read: Read | None = None) -> None:
+        """`data` is the body, if `named` without its beginning: a server's name for the model is put there.
+
+        `kind` is what it can be compared with: a straggler takes longer than its like.
+        """
         self.path = path
+        self.data = data
+        self.named = named
+        self.kind = kind
         self.read = read
-        self._body = body
-        self._named = named
-        self._data = b""
-        self._model: str | None = None
         self.attempts = 0
         self.hedge = False
         """Whether a copy may be sent."""
@@ -88,18 +87,6 @@ class Flight:
         """The copy's answer."""
         self.verdict = ""
         """Why `end` was called."""
-
-    @property
-    def kind(self) -> Hashable:
-        """What it can be compared with: requests to the same path for as much."""
-        return self.path, self._body.get("max_tokens")
-
-    def data(self, served_model: str) -> bytes:
-        """The body as it is sent to a server that calls the model so."""
-        if self._model != served_model:
-            body = {"model": served_model, **self._body} if self._named else self._body
-            self._data, self._model = _dump(body), served_model
-        return self._data
 
     def begin(self, route: Route) -> None:
         """In the task that sends it: an attempt begins."""
@@ -127,17 +114,9 @@ class Flight:
 
     def twin(self) -> Flight:
         """The same request, for another attempt at the same time."""
-        twin = Flight(self.path, self._body, named=self._named, read=self.read)
+        twin = Flight(self.path, self.data, named=self.named, kind=self.kind, read=self.read)
         twin.attempts = self.attempts - 1
         return twin
-
-
-def _dump(body: Mapping[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        # Half a character in a prompt: whether that can be asked is for the server to say.
-        return json.dumps(body).encode("ascii")
 
 
 class Watch:

@@ -287,7 +287,7 @@ async def _look_up(
 
 def ordered_choices(value: dict[str, Any]) -> list[dict[str, Any]]:
     """The choices of a completion in the order of the prompts. Raises KeyError or TypeError if there are none."""
-    choices = cast("list[dict[str, Any]]", value["choices"])
+    choices: list[dict[str, Any]] = value["choices"]
     return choices if len(choices) < 2 else sorted(choices, key=lambda choice: int(choice["index"]))
 
 

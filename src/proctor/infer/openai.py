@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 from proctor.config.spec import OpenAIEngine as OpenAISpec
 from proctor.infer.askers import Askers
@@ -21,16 +21,16 @@ from proctor.infer.dialect import (
     read_generation,
     read_native,
 )
-from proctor.infer.engine import PhysicalRequest
+from proctor.infer.engine import PhysicalRequest, Sampling
 from proctor.infer.loglikelihood import Scored
 from proctor.infer.probe import Conformance
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
 from proctor.infer.scorer import Scorer
 from proctor.infer.server import Backend, Load
-from proctor.records import Answer, Boundary, EngineInfo, Failure, Kind, Request, Response
+from proctor.records import Answer, Boundary, EngineInfo, Failure, Request, Response, quickly
 
-SCORED: Final = (Kind.LOGLIKELIHOOD, Kind.ROLLING)
+_response: Final = quickly(Response)
 
 
 class OpenAIEngine:
@@ -113,7 +113,7 @@ class OpenAIEngine:
     async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:
         await self._find_dialect()
         self._client.tail(ending=False)
-        askers = Askers(self._answer, lambda: self._client.wanted)
+        askers = Askers(self._answer, self._client.wanted)
         async with aclosing(askers.run(self._batches(requests), dry=self._client.tail)) as found:
             async for answers in found:
                 for answer in answers:
@@ -123,9 +123,10 @@ class OpenAIEngine:
         """Single requests, neighbours of one context together, or as many log-likelihoods as `batch_size` says."""
         held: list[PhysicalRequest] = []
         async for request in requests:
-            if request.kind in SCORED and self.conformance is None:
+            scored = request.sampling is None
+            if scored and self.conformance is None:
                 await self.prove()
-            alone = request.kind not in SCORED or len(request.passages) != 1
+            alone = not scored or len(request.passages) != 1
             if held and (alone or not self._scorer.together([r.passages[0] for r in held], request.passages[0])):
                 yield held
                 held = []
@@ -138,9 +139,11 @@ class OpenAIEngine:
 
     async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
         request = batch[0]
-        if request.kind is Kind.GENERATE:
+        if request.sampling is not None:
+            if not self._scorer.takes_turns:
+                return [await self._generate(request, request.sampling)]
             async with self._scorer.turn("generate"):
-                return [await self._generate(request)]
+                return [await self._generate(request, request.sampling)]
         if len(batch) > 1 or len(request.passages) == 1:
             found = await self._scorer.score([r.passages[0] for r in batch])
             return [self._scored(r, [one]) for r, one in zip(batch, found, strict=True)]
@@ -149,17 +152,17 @@ class OpenAIEngine:
             return [self._scored(request, [await self._scorer.score_text(request.prompt_text, start)])]
         return [self._scored(request, await self._scorer.score_windows(request.passages))]
 
-    async def _generate(self, request: PhysicalRequest) -> Answer:
-        assert request.sampling is not None
-        path, body = generation_body(request, self._dialect or await self._find_dialect())
-        hedge = request.sampling.seed is None
-        read = read_native if path == NATIVE else read_generation
-        reply = await self._client.post(path, body, read=read, named=path != NATIVE, hedge=hedge)
+    async def _generate(self, request: PhysicalRequest, sampling: Sampling) -> Answer:
+        path, body = generation_body(request, sampling, self._dialect or await self._find_dialect())
+        native, seed = path == NATIVE, sampling.seed
+        read = read_native if native else read_generation
+        reply = await self._client.post(path, body, read=read, named=not native, hedge=seed is None)
         if isinstance(reply, Broken):
             return _failure(request, reply)
-        found = cast("Generated", reply.value)
-        sent = len(request.prompt_ids or ())
-        unread = max(0, sent - (found.prompt_tokens or sent))
+        found: Generated = reply.value
+        sent = 0 if request.prompt_ids is None else len(request.prompt_ids)
+        read_tokens = found.prompt_tokens or sent
+        unread = sent - read_tokens if read_tokens < sent else 0
         if unread and self._spec.truncation == "fail":
             message = (
                 f"the server read {found.prompt_tokens} of {sent} prompt tokens: it cuts prompts without a word. "
@@ -168,17 +171,17 @@ class OpenAIEngine:
             )
             cut = Broken(boundary=Boundary.CONTEXT, message=message, retryable=False, attempts=reply.attempts)
             return _failure(request, cut)
-        return Response(
+        return _response(
             key=request.key,
             physical_key=request.physical_key,
-            text=finish_text(self._spec.profile, found.text, request.sampling),
+            text=finish_text(self._spec.profile, found.text, sampling),
             token_ids=found.token_ids,
             finish_reason=found.finish_reason,
-            prompt_tokens=found.prompt_tokens or sent,
+            prompt_tokens=read_tokens,
             completion_tokens=found.completion_tokens,
             truncated_tokens=request.truncated_tokens + unread,
-            seed=request.sampling.seed,
-            seed_honoured=self._seed_honoured(request.sampling.seed),
+            seed=seed,
+            seed_honoured=None if seed is None else self._honours_seeds,
             engine_id=self._engine_id(""),
             latency_s=reply.latency_s,
             created=time.time(),
@@ -191,7 +194,7 @@ class OpenAIEngine:
                 return _failure(request, outcome)
             good.append(outcome)
         logprobs = tuple(value for one in good for value in one.token_logprobs)
-        return Response(
+        return _response(
             key=request.key,
             physical_key=request.physical_key,
             logprob=float(sum(one.logprob for one in good)),
@@ -214,9 +217,10 @@ class OpenAIEngine:
             return Dialect(self._spec.dialect)
         return await find_dialect(self._client, self._read_info().engine)
 
-    def _seed_honoured(self, seed: int | None) -> bool | None:
+    @property
+    def _honours_seeds(self) -> bool | None:
         # A strict OpenAI endpoint only promises to try.
-        return None if seed is None or self._dialect is Dialect.OPENAI else True
+        return None if self._dialect is Dialect.OPENAI else True
 
     def _engine_id(self, method: str) -> str:
         info = self._read_info()

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import orjson
 
@@ -39,8 +39,7 @@ _CONTEXT: Final = re.compile(
 _EXCERPT: Final = 300
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(NamedTuple):
     """A JSON object that a server answered with 200, and that is no error."""
 
     value: Any
@@ -76,10 +75,14 @@ def read_answer(raw: bytes, latency_s: float, attempts: int, read: Read | None =
         value = {"answers": cast("list[Any]", value)}
     if not isinstance(value, dict):
         return _malformed("the answer is no JSON object", raw, attempts)
-    answer = cast("dict[str, Any]", value)
+    answer: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
     if answer.get("error") or answer.get("object") == "error":
         return _malformed("the answer is an error with status 200", raw, attempts)
-    for reason in _reasons(answer):
+    try:
+        reasons = [choice.get("finish_reason") for choice in answer.get("choices") or ()]
+    except UNREADABLE:
+        reasons = []  # what is wrong with the choices is said by who reads them
+    for reason in reasons:
         if reason in _ABORTED:
             what = f"the server ended the answer before the model did (finish_reason {reason!r})"
             return _malformed(what, raw, attempts)
@@ -87,19 +90,11 @@ def read_answer(raw: bytes, latency_s: float, attempts: int, read: Read | None =
             message = "a content filter of the server's took hold of the answer"
             return Broken(boundary=Boundary.REFUSED, message=message, retryable=False, attempts=attempts, status=200)
     if read is None:
-        return Reply(value=answer, latency_s=latency_s, attempts=attempts)
+        return Reply(answer, latency_s, attempts)
     try:
-        return Reply(value=read(answer), latency_s=latency_s, attempts=attempts)
+        return Reply(read(answer), latency_s, attempts)
     except UNREADABLE as error:
         return _malformed(f"the answer is not what was asked for ({type(error).__name__}: {error})", raw, attempts)
-
-
-def _reasons(answer: dict[str, Any]) -> list[Any]:
-    """Why each choice ended."""
-    try:
-        return [choice.get("finish_reason") for choice in answer.get("choices") or ()]
-    except UNREADABLE:
-        return []  # what is wrong with the choices is said by who reads them
 
 
 def _parse(raw: bytes) -> Any:

@@ -19,6 +19,7 @@ import orjson
 
 from proctor.config.spec import OpenAIEngine
 from proctor.infer.engine import Passage, Sampling
+from proctor.infer.latest import Latest
 from proctor.records import Kind, canonical_json, digest
 
 VERSIONS: Final[Mapping[str, int]] = {"hf": 1, "vllm": 1, "local-completions": 1}
@@ -262,11 +263,18 @@ def text_key(kind: Kind, text: str, context_length: int, identity: str, extra_bo
     return _key([kind.value, text, context_length, identity, extra_body])
 
 
+_GENERATE: Final = Kind.GENERATE.value
+
+
 def generation_key(prompt: object, sampling: Sampling, *, sample: tuple[int, int] | None) -> str:
     """The physical key of a generation: `prompt` is ids, or text with the identity of what tokenises it.
 
     `sample` is (replicate, sample index), and is given for sampled requests only: greedy repeats are one question.
     """
+    return _key([_GENERATE, prompt, _sampling_json(sampling), sample])
+
+
+def _sampling_text(sampling: Sampling) -> orjson.Fragment:
     fields = [
         sampling.max_tokens,
         sampling.temperature,
@@ -282,7 +290,10 @@ def generation_key(prompt: object, sampling: Sampling, *, sample: tuple[int, int
         sampling.seed,
         sampling.extra,
     ]
-    return _key([Kind.GENERATE.value, prompt, fields, sample])
+    return orjson.Fragment(orjson.dumps(fields))
+
+
+_sampling_json: Final = Latest(_sampling_text)
 
 
 def _key(value: object) -> str:

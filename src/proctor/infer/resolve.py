@@ -35,7 +35,7 @@ from proctor.infer.profiles import (
 from proctor.infer.profiles_sampling import CannotExpress, Generation, resolve_generation
 from proctor.infer.server_tokenizer import ServerTokenizer
 from proctor.infer.tokenizer import LocalTokenizer, Tokenizer, read_config, read_json
-from proctor.records import Boundary, Failure, Kind, Message, Request, canonical_json, digest
+from proctor.records import Boundary, Failure, Kind, Message, Request, canonical_json, digest, quickly
 
 
 class ServerSide(Enum):
@@ -60,6 +60,8 @@ class _Drawn:
     key: str
     text: str
 
+
+_physical_request: Final = quickly(PhysicalRequest)
 
 _SERVER_IDENTITY: Final = digest("server")
 """Of whatever tokenises in a server: which server that is stands in the fingerprint that answers are kept under."""
@@ -166,13 +168,13 @@ class Resolver:
                     _check_text(request.continuation or "")
             except _Refused as refused:
                 found = _failure(key, refused)
-            if isinstance(found, _Drawn) and tokenizer is not None:
+            if not isinstance(found, _Drawn):
+                out.append(found)
+            elif tokenizer is not None:
                 drawn.append((len(out), found))
                 out.append(_failure(found.key, _Refused(Boundary.RENDER, "not tokenised")))
-            elif isinstance(found, _Drawn):
-                out.append(self._settle(rules, found, None))
             else:
-                out.append(found)
+                out.append(self._settle(rules, found, None))
         if tokenizer is not None:
             encoded = await _encode(rules, tokenizer, [d for _, d in drawn])
             for (at, one), ids in zip(drawn, encoded, strict=True):
@@ -235,7 +237,7 @@ class Resolver:
             passage, cut = fit_scored(whole, *split_pair(rules, drawn.text, encoded))
             passages = (passage,)
             self._check_cut(whole, cut)
-        return PhysicalRequest(
+        return _physical_request(
             key=drawn.key,
             physical_key=passages_key(kind, passages, self._extra_body),
             kind=kind,
@@ -322,7 +324,7 @@ class Resolver:
         if self._spec.extra_body:
             extra = cast("dict[str, Any]", json.loads(sampling.extra)) | self._spec.extra_body
             sampling = replace(sampling, extra=canonical_json(extra))
-        return PhysicalRequest(
+        return _physical_request(
             key=key,
             physical_key=generation_key(prompt, sampling, sample=sample),
             kind=request.kind,

@@ -15,7 +15,7 @@ from typing import Final
 
 from proctor.errors import ServerError
 from proctor.infer.concurrency import START, Window
-from proctor.infer.origin import FAULTS, Origin
+from proctor.infer.origin import FAULTS, Origin, dumped
 from proctor.infer.server import Backend
 
 EJECT_AFTER: Final = 10
@@ -38,6 +38,8 @@ class Route:
     """One backend as the client sees it."""
 
     backend: Backend
+    opening: bytes
+    """How a body that names the model begins."""
     origin: Origin
     window: Window
     answered: int = 0
@@ -141,7 +143,12 @@ class Router:
         now = time.monotonic()
         if now >= self._refresh_at:
             self._refresh(now)
-        return self._give(avoid, near)
+        if near is not None:
+            return self._give(avoid, near)
+        route = self._choose(avoid)
+        if route is not None:
+            route.window.in_flight += 1
+        return route
 
     async def wait(self, avoid: Route | None = None, near: Affinity | None = None) -> Route:
         """The route for the next attempt: fewest in flight, of equal ones the first, and not `avoid` if others work.
@@ -161,7 +168,7 @@ class Router:
     def release(self, route: Route) -> None:
         """Give a place back."""
         route.window.in_flight -= 1
-        if self._waiters or route.waiters or (route.half_idle and self.waiting):
+        if self._waiters or route.waiters or (len(self._routes) > 1 and route.half_idle and self.waiting):
             self.wake()
 
     def spare(self, other: Route) -> Route | None:
@@ -236,7 +243,7 @@ class Router:
 
     def _give(self, avoid: Route | None, near: Affinity | None) -> Route | None:
         """A place, taken, or None. Raises ServerError if none has worked for too long."""
-        home = self._home(avoid, near)
+        home = None if near is None else self._home(avoid, near)
         if home is not None:
             self._dark_since = None
             route = home if home.room else self._half_idle(avoid)
@@ -275,23 +282,21 @@ class Router:
 
     def _choose(self, avoid: Route | None) -> Route | None:
         """The best route with room. Raises ServerError if none has worked for too long."""
-        best: Route | None = None
-        fewest = 0
-        works = others = False
+        best: Window | None = None
+        chosen: Route | None = None
         for route in self._routes:
-            if route.ejected:
-                continue
-            works = True
-            if route is avoid:
-                continue
-            others = True
-            if route.room and (best is None or route.window.in_flight < fewest):
-                best, fewest = route, route.window.in_flight
-        if works:
+            window = route.window
+            if window.in_flight < window.limit and (best is None or window.in_flight < best.in_flight):
+                if route.ejected or route is avoid:
+                    continue
+                best, chosen = window, route
+        if chosen is not None:
             self._dark_since = None
-            if not others and avoid is not None and avoid.room:
-                return avoid
-            return best
+            return chosen
+        sound = [r for r in self._routes if not r.ejected]
+        if sound:
+            self._dark_since = None
+            return avoid if avoid is not None and sound == [avoid] and avoid.room else None
         self._check_budget()
         roomy = [r for r in self._routes if r.room]
         return min(roomy, key=lambda r: r.window.in_flight) if roomy else None
@@ -338,7 +343,8 @@ class Router:
             origin = Origin(backend.url, api_key=backend.api_key, connect_s=self._connect_s, proxy=backend.proxy)
         except ValueError as error:
             raise ServerError(str(error)) from None
-        return Route(backend=backend, origin=origin, window=Window(self._maximum, now))
+        opening = b'{"model":' + dumped(backend.served_model)
+        return Route(backend=backend, opening=opening, origin=origin, window=Window(self._maximum, now))
 
     def _check_budget(self) -> None:
         now = time.monotonic()

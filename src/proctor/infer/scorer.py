@@ -117,10 +117,14 @@ class Scorer:
                 return len(held) < size
         return len(held) < MOST_TOGETHER and same_context(held[0], passage)
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the server scores next tokens rightly only without company."""
+        return self.conformance is not None and self.conformance.next_tokens == "alone"
+
     def turn(self, kind: str) -> AbstractAsyncContextManager[None]:
-        """Keep kinds of requests apart on a server that scores next tokens rightly only without company."""
-        apart = self.conformance is not None and self.conformance.next_tokens == "alone"
-        return self._turns.of(kind) if apart else nullcontext()
+        """Keep kinds of requests apart where that is needed."""
+        return self._turns.of(kind) if self.takes_turns else nullcontext()
 
     async def score(self, passages: Sequence[Passage]) -> list[Scored | Broken]:
         """Score passages, of one context unless they are echoed. What one way cannot say is asked by echo."""

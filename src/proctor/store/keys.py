@@ -31,7 +31,7 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.
 def key_array(keys: Sequence[str]) -> KeyArray:
     """The array of `keys`, each 64 hexadecimal digits. ValueError otherwise."""
     joined = "".join(keys)
-    if len(joined) != 64 * len(keys) or any(len(key) != 64 for key in keys):
+    if set(map(len, keys)) - {64}:
         for key in keys:
             check_key(key)
     try:

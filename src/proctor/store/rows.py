@@ -12,6 +12,7 @@ import math
 import operator
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -32,12 +33,12 @@ ENGINE: Final = "engine"
 SEGMENT: Final = "segment"
 
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
+_HEX: Final = re.compile(r"[0-9a-f]*")
 _RESOLUTION: Final = re.compile(r"[0-9a-f]{16}")
 
 _RESPONSE_DEFAULTS: Final = {f.name: f.default for f in fields(Response) if f.name not in ("key", "physical_key")}
-
-
-_RESPONSE_VALUES: Final = operator.attrgetter(*_RESPONSE_DEFAULTS)
+_OPTIONAL: Final = tuple(name for name, default in _RESPONSE_DEFAULTS.items() if default is None)
+_OPTIONALS: Final = operator.attrgetter(*_OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,15 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_keys(keys: Sequence[str]) -> None:
+    """ValueError unless `check_key` takes each of them: all are looked at together."""
+    joined = "".join(keys)
+    if set(map(len, keys)) <= {64} and _HEX.fullmatch(joined) is not None:
+        return
+    for key in keys:
+        check_key(key)
+
+
 def check_resolution(resolution: str) -> str:
     """Return `resolution` if it is 16 lower-case hexadecimal digits; ValueError otherwise."""
     if _RESOLUTION.fullmatch(resolution) is None:
@@ -78,20 +88,48 @@ def line(row: dict[str, Json]) -> bytes:
 
 def answer_row(answer: Answer, resolution: str, at: int) -> dict[str, Json]:
     """The row of an answer; `at` is its time stamp in microseconds. ValueError for malformed keys."""
-    row: dict[str, Json] = {"at": at, "key": check_key(answer.key), "resolution": resolution}
+    check_key(answer.key)
+    if answer.physical_key or isinstance(answer, Response):
+        check_key(answer.physical_key)
+    return _answer_row(answer, resolution, at)
+
+
+def answer_lines(answers: Sequence[Answer], resolution: str, at: int) -> list[bytes]:
+    """The lines of several answers; the first one's time stamp is `at`, and each next one's later by a microsecond."""
+    check_keys([answer.key for answer in answers])
+    check_keys([answer.physical_key for answer in answers if answer.physical_key or isinstance(answer, Response)])
+    return [line(_answer_row(answer, resolution, at + i)) for i, answer in enumerate(answers)]
+
+
+def _answer_row(answer: Answer, resolution: str, at: int) -> dict[str, Json]:
     if isinstance(answer, Response):
-        row["physical_key"] = check_key(answer.physical_key)
-        row["type"] = RESPONSE
-        given = zip(_RESPONSE_DEFAULTS.items(), _RESPONSE_VALUES(answer), strict=True)
-        row |= {name: value for (name, default), value in given if value is not default and value != default}
+        row: dict[str, Json] = {
+            "at": at,
+            "key": answer.key,
+            "resolution": resolution,
+            "physical_key": answer.physical_key,
+            "type": RESPONSE,
+            "prompt_tokens": answer.prompt_tokens,
+            "engine_id": answer.engine_id,
+            "latency_s": answer.latency_s,
+            "created": answer.created,
+        }
+        if answer.completion_tokens:
+            row["completion_tokens"] = answer.completion_tokens
+        if answer.truncated_tokens:
+            row["truncated_tokens"] = answer.truncated_tokens
+        for name, value in zip(_OPTIONAL, _OPTIONALS(answer), strict=True):
+            if value is not None:
+                row[name] = value
         if answer.logprob is not None:
             row["logprob"] = _number(answer.logprob)
         if answer.token_logprobs is not None:
             row["token_logprobs"] = [_number(value) for value in answer.token_logprobs]
         return row
-    if answer.physical_key:
-        check_key(answer.physical_key)
-    return row | {
+    return {
+        "at": at,
+        "key": answer.key,
+        "resolution": resolution,
         "physical_key": answer.physical_key,
         "type": FAILURE,
         "boundary": answer.boundary.value,

@@ -121,13 +121,14 @@ class Writer:
 
         Raises StoreFull or StoreError if it may not be: it is owed then. ValueError for a malformed key.
         """
-        await self._commit(rows.line(rows.answer_row(answer, self._resolution, self._now())), _engines(answer))
+        await self.append_many([answer])
 
     async def append_many(self, answers: Sequence[Answer]) -> None:
         """Store several answers; returns when all are on disk. Raises as `append`; some may be stored then."""
-        lines = [rows.line(rows.answer_row(a, self._resolution, self._now())) for a in answers]
-        if lines:
-            await self._commit(b"".join(lines), tuple({e for a in answers for e in _engines(a)}))
+        if answers:
+            lines = rows.answer_lines(answers, self._resolution, self._now(len(answers)))
+            engines = {a.engine_id for a in answers if isinstance(a, Response)}
+            await self._commit(b"".join(lines), tuple(engines - {""}))
 
     async def alias(self, key: str, physical_key: str) -> None:
         """Store that `key` is answered by what `physical_key` has been answered with already. Raises as `append`."""
@@ -137,10 +138,11 @@ class Writer:
         """Make an engine known; it is written once in each segment, before the first answer that names it."""
         self._engines[info.id] = rows.line(rows.engine_row(info))
 
-    def _now(self) -> int:
-        """A time stamp in microseconds by the file system's clock, later than all before."""
-        self._last_at = max(self._last_at + 1, (time.time_ns() + self._clock_ns) // 1000)
-        return self._last_at
+    def _now(self, count: int = 1) -> int:
+        """The first of `count` time stamps in microseconds by the file system's clock, later than all before."""
+        first = max(self._last_at + 1, (time.time_ns() + self._clock_ns) // 1000)
+        self._last_at = first + count - 1
+        return first
 
     async def _commit(self, data: bytes, engines: tuple[str, ...]) -> None:
         if self._error is not None:
@@ -283,7 +285,3 @@ class Writer:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _engines(answer: Answer) -> tuple[str, ...]:
-    return (answer.engine_id,) if isinstance(answer, Response) and answer.engine_id else ()

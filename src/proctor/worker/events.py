@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from proctor.errors import ProctorError
 from proctor.infer.server import Load
-from proctor.records import Answer, Failure
+from proctor.records import Answer, Failure, Response
 
 INTERVAL_S: Final = 0.5
 """Between two progress lines: often enough for a live view, seldom enough for a shared file system."""
@@ -111,13 +111,12 @@ class EventLog:
 
     def answered(self, answers: Sequence[Answer], *, in_flight: int) -> None:
         """Count durable answers."""
-        for answer in answers:
-            if isinstance(answer, Failure):
-                self._failures[answer.boundary.value] += 1
-            else:
-                self._requests += 1
-                self._prompt += answer.prompt_tokens
-                self._completion += answer.completion_tokens
+        good = [answer for answer in answers if isinstance(answer, Response)]
+        self._requests += len(good)
+        self._prompt += sum([answer.prompt_tokens for answer in good])
+        self._completion += sum([answer.completion_tokens for answer in good])
+        if len(good) < len(answers):
+            self._failures.update(answer.boundary.value for answer in answers if isinstance(answer, Failure))
         self.tick(in_flight)
 
     def aliased(self) -> None:

@@ -129,7 +129,8 @@ class Feed:
             yield request
         while not self.draining.is_set():
             if self._ready:
-                self._fill_ahead()
+                if len(self._ready) < READY:
+                    self._fill_ahead()
                 request = self._ready.popleft()
                 self._asking[request.key] = request, time.monotonic()
                 yield request
@@ -160,7 +161,7 @@ class Feed:
                 self._first.pop(asked[0].physical_key, None)
             if not isinstance(answer, Failure):
                 self._answered.add(_short(answer.physical_key))
-            if key in self._twins:
+            if self._twins and key in self._twins:
                 await self._settle_twins(answer)
             if (ended := self._settled(key)) is not None:
                 await self._finish(ended)
@@ -195,10 +196,15 @@ class Feed:
         filling = self._filling is not None and not self._filling.done()
         return filling or any(map(bool, waiting))
 
-    def age_s(self, key: str | None = None) -> float:
-        """Since `key`, or the oldest of all that are outstanding, was yielded; 0 if there is none."""
-        asked = self._asking.get(key) if key is not None else next(iter(self._asking.values()), None)
-        return 0.0 if asked is None else time.monotonic() - asked[1]
+    def age_s(self) -> float:
+        """Since the oldest of all that are outstanding was yielded; 0 if there is none."""
+        oldest = next(iter(self._asking.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest[1]
+
+    def ages_s(self, keys: Sequence[str]) -> list[float]:
+        """Since each of `keys` that is outstanding was yielded."""
+        now, asking = time.monotonic(), self._asking
+        return [now - asking[key][1] for key in keys if key in asking]
 
     @property
     def deferred(self) -> int:
@@ -212,7 +218,7 @@ class Feed:
         filling = self._filling
         if filling is not None and filling.done() and not filling.cancelled() and filling.exception() is None:
             self._filling = filling = None
-        if filling is None and len(self._ready) < READY and (self._claimed or self._shards):
+        if filling is None and (self._claimed or self._shards):
             self._filling = asyncio.create_task(self._fill())
 
     async def _filled(self) -> bool:
@@ -377,4 +383,4 @@ class Feed:
 
 
 def _short(key: str) -> bytes:
-    return bytes.fromhex(key)[:16]
+    return bytes.fromhex(key[:32])

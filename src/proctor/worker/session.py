@@ -180,13 +180,13 @@ class Session:
             self._keeping = None
 
     async def _keep(self, batch: list[Answer], feed: Feed) -> None:
-        for engine_id in {answer.engine_id for answer in batch if isinstance(answer, Response)} - self._named:
+        good = [answer for answer in batch if isinstance(answer, Response)]
+        for engine_id in {answer.engine_id for answer in good} - self._named:
             await self._name_engine(engine_id)
         await self._writer.append_many(batch)
-        failed = sum(isinstance(answer, Failure) for answer in batch)
-        self.outcome.failed += failed
-        self.outcome.answered += len(batch) - failed
-        self._latencies += [feed.age_s(answer.key) for answer in batch[-RECENT:] if isinstance(answer, Response)]
+        self.outcome.failed += len(batch) - len(good)
+        self.outcome.answered += len(good)
+        self._latencies += feed.ages_s([answer.key for answer in good[-RECENT:]])
         self._events.answered(batch, in_flight=feed.outstanding)
         await feed.settle(batch)
 

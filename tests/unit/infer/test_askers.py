@@ -136,14 +136,14 @@ async def test_a_request_that_waits_to_be_repeated_keeps_nobody_elses_place() ->
         FakeServer(options) as server,
         Client(lambda: [server.backend], retries=Retries(attempts=1)) as client,
     ):
-        before = client.wanted
+        before = client.wanted()
         asking = asyncio.create_task(client.post("/v1/completions", {"prompt": "x"}))
         while not server.stats.faults["rate_limited"]:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         limit = sum(load.limit for load in client.load().values())
-        assert (client.wanted, before) == (limit + 1, START)
+        assert (client.wanted(), before) == (limit + 1, START)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             assert not isinstance(await asking, Reply)
-        assert client.wanted == limit
+        assert client.wanted() == limit

@@ -196,6 +196,6 @@ async def test_metrics_that_never_come_hold_nothing_up() -> None:
 
 async def test_an_idle_server_is_not_asked() -> None:
     async with Watched("vllm") as server, Client(lambda: [server.backend]) as client:
-        assert client.wanted > 0
+        assert client.wanted() > 0
         await asyncio.sleep(0.3)
         assert server.gets["/metrics"] == 0
