@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -137,13 +137,19 @@ class OpenAIEngine:
         if held:
             yield held
 
-    async def _answer(self, batch: list[PhysicalRequest]) -> list[Answer]:
+    def _answer(self, batch: list[PhysicalRequest]) -> Awaitable[list[Answer]]:
         request = batch[0]
-        if request.sampling is not None:
-            if not self._scorer.takes_turns:
-                return [await self._generate(request, request.sampling)]
-            async with self._scorer.turn("generate"):
-                return [await self._generate(request, request.sampling)]
+        if request.sampling is None:
+            return self._score(batch)
+        generate = self._generate_in_turn if self._scorer.takes_turns else self._generate
+        return generate(request, request.sampling)
+
+    async def _generate_in_turn(self, request: PhysicalRequest, sampling: Sampling) -> list[Answer]:
+        async with self._scorer.turn("generate"):
+            return await self._generate(request, sampling)
+
+    async def _score(self, batch: list[PhysicalRequest]) -> list[Answer]:
+        request = batch[0]
         if len(batch) > 1 or len(request.passages) == 1:
             found = await self._scorer.score([r.passages[0] for r in batch])
             return [self._scored(r, [one]) for r, one in zip(batch, found, strict=True)]
@@ -152,13 +158,13 @@ class OpenAIEngine:
             return [self._scored(request, [await self._scorer.score_text(request.prompt_text, start)])]
         return [self._scored(request, await self._scorer.score_windows(request.passages))]
 
-    async def _generate(self, request: PhysicalRequest, sampling: Sampling) -> Answer:
+    async def _generate(self, request: PhysicalRequest, sampling: Sampling) -> list[Answer]:
         path, body = generation_body(request, sampling, self._dialect or await self._find_dialect())
         native, seed = path == NATIVE, sampling.seed
         read = read_native if native else read_generation
         reply = await self._client.post(path, body, read=read, named=not native, hedge=seed is None)
         if isinstance(reply, Broken):
-            return _failure(request, reply)
+            return [_failure(request, reply)]
         found: Generated = reply.value
         sent = 0 if request.prompt_ids is None else len(request.prompt_ids)
         read_tokens = found.prompt_tokens or sent
@@ -170,8 +176,8 @@ class OpenAIEngine:
                 "counts such prompts as cut, and keeps their answers"
             )
             cut = Broken(boundary=Boundary.CONTEXT, message=message, retryable=False, attempts=reply.attempts)
-            return _failure(request, cut)
-        return _response(
+            return [_failure(request, cut)]
+        answer = _response(
             key=request.key,
             physical_key=request.physical_key,
             text=finish_text(self._spec.profile, found.text, sampling),
@@ -186,6 +192,7 @@ class OpenAIEngine:
             latency_s=reply.latency_s,
             created=time.time(),
         )
+        return [answer]
 
     def _scored(self, request: PhysicalRequest, outcomes: Sequence[Scored | Broken]) -> Answer:
         good: list[Scored] = []

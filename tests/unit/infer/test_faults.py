@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -315,6 +316,17 @@ async def test_half_a_character_in_a_prompt_is_sent_as_it_is() -> None:
     async with Canned(b"{}") as server, Client(lambda: [server.backend]) as client:
         assert isinstance(await client.post("/v1/completions", {"prompt": "half a \ud83d"}), Reply)
     assert json.loads(server.sent[0])["prompt"] == "half a \ud83d"
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": "p", "max_tokens": 1}])
+@pytest.mark.parametrize("name", ["a/b", 'quoted "name" \\', "half \ud83d"])
+async def test_each_server_is_told_the_model_by_its_own_name(body: dict[str, Any], name: str) -> None:
+    async with Canned(b"{}") as server:
+        backend = replace(server.backend, served_model=name)
+        async with Client(lambda: [backend]) as client:
+            assert isinstance(await client.post("/v1/completions", body), Reply)
+            assert isinstance(await client.post("/v1/completions", body, named=False), Reply)
+    assert [json.loads(sent) for sent in server.sent] == [{"model": name, **body}, body]
 
 
 async def test_a_url_that_is_none_ends_the_run(connect: Any) -> None:
