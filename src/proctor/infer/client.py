@@ -146,6 +146,7 @@ class Client:
         router, watch = self._inside()
         data = dumped(body)
         if named:
+            # A server's own name for the model is put before it: the rest is made once.
             data = b"," + data[1:] if body else b"}"
         flight = Flight(path, data, named=named, kind=(path, body.get("max_tokens")), read=read)
         counted, last = 0.0, None
@@ -273,6 +274,7 @@ class Client:
 
     @staticmethod
     def _broke(router: Router, route: Route, outcome: Broken, now: float) -> None:
+        """What no answer says of the server."""
         if outcome.overloaded:
             route.window.refused(now, "time-outs" if outcome.status is None else f"HTTP {outcome.status}")
         if outcome.boundary is not Boundary.TRANSPORT:

@@ -86,16 +86,13 @@ class Origin:
     async def post(self, path: str, body: bytes) -> HttpAnswer:
         """The answer to a POST of JSON. Raises FAULTS."""
         # aiohttp repeats no POST. Without `async with`: a body that was read to its end has given its connection back.
-        url = self._urls.get(path) or self._url(path)
-        response = await self._session.post(url, data=body, allow_redirects=False, proxy=self._proxy)
+        response = await self._session.post(self._url(path), data=body, allow_redirects=False, proxy=self._proxy)
         return HttpAnswer(response.status, response.headers, await response.read())
 
     async def get(self, path: str, timeout_s: float) -> HttpAnswer:
         """The answer to a GET, within the time. Raises FAULTS."""
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=self._connect_s)
-        response = await self._session.get(
-            self._urls.get(path) or self._url(path), allow_redirects=False, proxy=self._proxy, timeout=timeout
-        )
+        response = await self._session.get(self._url(path), allow_redirects=False, proxy=self._proxy, timeout=timeout)
         return HttpAnswer(response.status, response.headers, await response.read())
 
     async def aclose(self) -> None:
@@ -104,7 +101,9 @@ class Origin:
             await asyncio.wait_for(self._session.close(), CLOSE_S)
 
     def _url(self, path: str) -> URL:
-        url = self._urls[path] = URL(self._base + path)
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self._base + path)
         return url
 
 

@@ -243,7 +243,7 @@ class Router:
 
     def _give(self, avoid: Route | None, near: Affinity | None) -> Route | None:
         """A place, taken, or None. Raises ServerError if none has worked for too long."""
-        home = None if near is None else self._home(avoid, near)
+        home = self._home(avoid, near)
         if home is not None:
             self._dark_since = None
             route = home if home.room else self._half_idle(avoid)

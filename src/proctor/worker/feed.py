@@ -161,7 +161,7 @@ class Feed:
                 self._first.pop(asked[0].physical_key, None)
             if not isinstance(answer, Failure):
                 self._answered.add(_short(answer.physical_key))
-            if self._twins and key in self._twins:
+            if key in self._twins:
                 await self._settle_twins(answer)
             if (ended := self._settled(key)) is not None:
                 await self._finish(ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,29 @@ def test_a_failure_survives(message: str, boundary: Boundary, retryable: bool, a
             created=12.25,
         )
         assert round_trip(answer) == answer
+
+
+def test_no_field_of_a_response_is_forgotten() -> None:
+    every: dict[str, Any] = {
+        "key": KEY,
+        "physical_key": PHYSICAL,
+        "text": "t",
+        "token_ids": (1, 2),
+        "finish_reason": "stop",
+        "logprob": -1.5,
+        "is_greedy": False,
+        "token_logprobs": (-0.5, -1.0),
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "truncated_tokens": 1,
+        "seed": 7,
+        "seed_honoured": True,
+        "engine_id": "e",
+        "latency_s": 0.25,
+        "created": 12.5,
+    }
+    assert set(every) == {field.name for field in dataclasses.fields(Response)}
+    assert round_trip(Response(**every)) == Response(**every)
 
 
 @pytest.mark.parametrize("key", ["", "a" * 63, "A" * 64, "g" * 64, "a" * 65, "a" * 63 + "\n"])
