@@ -24,7 +24,7 @@ from bench.mock_server import CHAT, COMPLETIONS, MODEL, PEERS, ROOT
 LM_EVAL: Final = ROOT / ".venvs" / "lm-eval" / "bin" / "python"
 OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-RUN: Final = """\
+_RUN: Final = """\
 name: bench
 store: store
 runs: runs
@@ -57,14 +57,18 @@ class Run:
         return 1000 * self.cpu_s / self.samples
 
 
-def proctor(
-    tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int = 1024, workers: int = 1, processes: int = 1
-) -> Run:
-    """`proctor run`, with a new store; the workers, or the processes of one, share the requests in flight."""
-    directory = tasks / "proctor"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    text = RUN.format(
+def write_run(
+    directory: Path,
+    tasks: Path,
+    url: str,
+    *,
+    chat: bool,
+    in_flight: int = 1024,
+    workers: int = 1,
+    processes: int = 1,
+) -> Path:
+    """A run.yaml for the generated task; the workers, or the processes of one, share the requests in flight."""
+    text = _RUN.format(
         url=url,
         model=MODEL,
         task=tasks / "bench-native.yaml",
@@ -73,7 +77,19 @@ def proctor(
         workers=workers,
         processes=processes,
     )
-    (directory / "run.yaml").write_text(text, encoding="utf-8")
+    path = directory / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def proctor(
+    tasks: Path, url: str, *, samples: int, chat: bool, in_flight: int = 1024, workers: int = 1, processes: int = 1
+) -> Run:
+    """`proctor run`, with a new store; see `write_run`."""
+    directory = tasks / "proctor"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    write_run(directory, tasks, url, chat=chat, in_flight=in_flight, workers=workers, processes=processes)
     command = [sys.executable, "-m", "proctor", "run", "run.yaml"]
     found, printed = timed(command, samples=samples, cwd=directory)
     _check(r"exact_match\s*↑?\s+(\d\.\d+)", printed, samples)

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any, Final, cast
 
-from bench.commands import RUN
+from bench.commands import write_run
 from bench.documents import write_documents
 from bench.machine import heading, machine, versions
-from bench.mock_server import MODEL, ROOT, started
+from bench.mock_server import ROOT, started
 from bench.spread import spread
 from bench.stages import Stage, sample
 
@@ -94,17 +94,7 @@ def steps(at: dict[str, float], ended: float) -> dict[str, float]:
 def prepare(directory: Path, url: str, options: argparse.Namespace) -> list[str]:
     """A run of its own in `directory`; what the interpreter is given to do it."""
     write_documents(directory, options.samples)
-    chat = options.route == "chat"
-    text = RUN.format(
-        url=url,
-        model=MODEL,
-        task=directory / "bench-native.yaml",
-        chat=str(chat).lower(),
-        in_flight=options.in_flight,
-        workers=1,
-    )
-    path = directory / "run.yaml"
-    path.write_text(text, encoding="utf-8")
+    path = write_run(directory, directory, url, chat=options.route == "chat", in_flight=options.in_flight)
     return ["-m", "bench.overhead", "--child", str(path)]
 
 

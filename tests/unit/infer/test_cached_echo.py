@@ -174,7 +174,8 @@ async def test_several_servers_compute_each_context_once(connect: Any, tmp_path:
     contexts = [{tuple(b["token_ids"][:size]) for b in some} for some in sent]
     assert all(contexts), "each server got its share"
     twice = sum(map(len, contexts)) - 40
-    assert twice <= 4, "but at the very end, where a server without work takes some"
+    # A third of the requests would be, if they went anywhere: some 70.
+    assert twice <= 8, "but at the very end, or while the machine stutters, when a server without work takes some"
 
 
 @pytest.mark.parametrize("seed", range(2))
