@@ -121,7 +121,9 @@ class Writer:
 
         Raises StoreFull or StoreError if it may not be: it is owed then. ValueError for a malformed key.
         """
-        await self.append_many([answer])
+        line = rows.line(rows.answer_row(answer, self._resolution, self._now()))
+        engine = answer.engine_id if isinstance(answer, Response) else ""
+        await self._commit(line, (engine,) if engine else ())
 
     async def append_many(self, answers: Sequence[Answer]) -> None:
         """Store several answers; returns when all are on disk. Raises as `append`; some may be stored then."""
