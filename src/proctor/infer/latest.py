@@ -15,7 +15,7 @@ class Latest(Generic[_Given, _Made]):
     A look-up by value would cost more than most of what is made here.
     """
 
-    __slots__ = ("_given", "_made", "_make")
+    __slots__ = ("_made", "_make")
 
     def __init__(self, make: Callable[[_Given], _Made]) -> None:
         """`make` depends on nothing but its argument, which is immutable."""
@@ -24,6 +24,8 @@ class Latest(Generic[_Given, _Made]):
 
     def __call__(self, given: _Given) -> _Made:
         """What is made of `given`."""
-        if self._made is None or self._made[0] is not given:
-            self._made = given, self._make(given)
-        return self._made[1]
+        made = self._made
+        if made is None or made[0] is not given:
+            # Returned from here, not from `self`: another thread may be given something else meanwhile.
+            made = self._made = given, self._make(given)
+        return made[1]

@@ -285,10 +285,10 @@ class Router:
         best: Window | None = None
         chosen: Route | None = None
         for route in self._routes:
+            if route.ejected or route is avoid:
+                continue
             window = route.window
             if window.in_flight < window.limit and (best is None or window.in_flight < best.in_flight):
-                if route.ejected or route is avoid:
-                    continue
                 best, chosen = window, route
         if chosen is not None:
             self._dark_since = None

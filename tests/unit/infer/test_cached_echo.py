@@ -160,7 +160,7 @@ async def test_several_servers_compute_each_context_once(connect: Any, tmp_path:
     logs = [tmp_path / str(n) for n in range(3)]
     requests = questions(40)
     async with AsyncExitStack() as stack:
-        latency = Latency(fixed_s=0.02)  # a machine that stutters leaves no server without work
+        latency = Latency(fixed_s=0.1)  # a machine that stutters leaves no server without work
         options = [ServerOptions(prefix_cache=16, bodies=str(log), latency=latency) for log in logs]
         servers = [await stack.enter_async_context(FakeServer(one)) for one in options]
         engine = await stack.enter_async_context(connect(lambda: [s.backend for s in servers], max_in_flight=4))
@@ -174,8 +174,7 @@ async def test_several_servers_compute_each_context_once(connect: Any, tmp_path:
     contexts = [{tuple(b["token_ids"][:size]) for b in some} for some in sent]
     assert all(contexts), "each server got its share"
     twice = sum(map(len, contexts)) - 40
-    # A third of the requests would be, if they went anywhere: some 70.
-    assert twice <= 8, "but at the very end, or while the machine stutters, when a server without work takes some"
+    assert twice <= 4, "but at the very end, where a server without work takes some"
 
 
 @pytest.mark.parametrize("seed", range(2))

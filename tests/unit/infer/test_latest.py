@@ -19,6 +19,16 @@ def test_it_is_made_anew_for_another_object_only() -> None:
     assert [latest(one), latest(one), latest(equal), latest(one)] == [1, 1, 2, 3]
 
 
+def test_who_is_given_something_else_meanwhile_gets_its_own() -> None:
+    def make(given: str) -> str:
+        if given == "outer":
+            latest("inner")  # as another thread would
+        return given.upper()
+
+    latest = Latest(make)
+    assert [latest("outer"), latest("inner"), latest("outer")] == ["OUTER", "INNER", "OUTER"]
+
+
 def test_a_generations_key_is_of_all_that_is_sent_whatever_was_asked_before() -> None:
     greedy = Sampling(max_tokens=5, stop=("\n",), extra='{"a":1}')
     sampled = replace(greedy, temperature=0.5, seed=7)

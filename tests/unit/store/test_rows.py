@@ -95,6 +95,16 @@ def test_malformed_keys_are_refused(key: str) -> None:
         rows.answer_row(Response(key=KEY, physical_key=key), RESOLUTION, 0)
     with pytest.raises(ValueError, match="64 hexadecimal digits"):
         rows.alias_row(KEY, key, RESOLUTION, 0)
+    good = Response(key=KEY, physical_key=PHYSICAL)
+    for bad in (Response(key=key, physical_key=PHYSICAL), Response(key=KEY, physical_key=key)):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            rows.answer_lines([good, bad, good], RESOLUTION, 0)
+
+
+def test_keys_that_are_wrong_only_one_by_one_are_refused_together() -> None:
+    answers = [Response(key="a" * n, physical_key=PHYSICAL) for n in (63, 65)]
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        rows.answer_lines(answers, RESOLUTION, 0)
 
 
 @pytest.mark.parametrize("resolution", ["", "0" * 15, "0" * 17, "x" * 16, "0" * 15 + "\n"])
