@@ -245,7 +245,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=20_000, help="of a whole command")
     parser.add_argument("--inspect-samples", type=int, default=1_000)
-    parser.add_argument("--command-rounds", type=int, default=3)
+    parser.add_argument("--command-rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--peer-in-flight", type=int, nargs="+", default=[64, 256], help="tried for whole commands")
     parser.add_argument("--routes", nargs="+", choices=("chat", "completions"), default=["chat", "completions"])

@@ -23,7 +23,7 @@ from proctor.config.spec import (
 from proctor.errors import ConfigError
 from proctor.infer import lm_eval_resolution
 from proctor.infer.profiles import DEFAULT_LENGTH, resolution_digest, window_length
-from proctor.infer.tokenizer import read_config, read_json
+from proctor.infer.tokenizer_directory import read_config, read_json
 from proctor.records import digest
 from proctor.store import Store
 from proctor.worker.job import Job

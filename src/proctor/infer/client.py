@@ -55,6 +55,8 @@ LOST_STATUS: Final = frozenset({404, 405}) | MOVED_STATUS
 
 DARK_PAUSE_S: Final = 2.0
 """The longest pause while no server works: one that is back must not wait for those who wait for it."""
+ONCE_S: Final = 10.0
+"""The longest that a question may take which need not be answered."""
 
 _REPLICAS: Final = 16
 """Servers for which connections are allowed for; with more, or where the system allows fewer, they are shared."""
@@ -208,6 +210,24 @@ class Client:
         finally:
             router.release(route)
         return answer.body if answer.status == 200 else None
+
+    async def post_once(self, path: str, body: Mapping[str, Any], *, named: bool = True) -> dict[str, Any] | None:
+        """One POST to one server, of something that it may not know: its JSON object, or None for anything else.
+
+        Not retried, and no reason to think ill of the server.
+        """
+        router, _ = self._inside()
+        route = await router.wait()
+        whole = {"model": route.backend.served_model, **body} if named else body
+        try:
+            async with asyncio.timeout(min(ONCE_S, self._timeouts.request)):
+                answer = await route.origin.post(path, dumped(whole))
+        except FAULTS:
+            return None
+        finally:
+            router.release(route)
+        outcome = read_answer(answer.body, 0.0, 1) if answer.status == 200 else None
+        return outcome.value if isinstance(outcome, Reply) else None
 
     async def try_post(self, path: str, body: Mapping[str, Any], *, named: bool = True) -> dict[str, Any] | None:
         """POST to find out what a server can do: its JSON object, or None if it refuses, whatever the reason."""

@@ -167,7 +167,8 @@ class Watch:
     async def _sweep(self) -> None:
         calm_s = min(SWEEP_S, self._request_s / 10)
         while True:
-            pause_s = min(calm_s, TAIL_SWEEP_S) if self._ending and self.flights else calm_s
+            hedging = self._ending and self.flights and len(self._router.routes) > 1
+            pause_s = min(calm_s, TAIL_SWEEP_S) if hedging else calm_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nudge.wait(), pause_s)
             self._nudge.clear()
@@ -175,12 +176,12 @@ class Watch:
             for flight in tuple(self.flights):
                 if now - flight.started >= self._request_s:
                     flight.end("time-out")
-            if self._ending and self.flights:
+            if hedging:
                 self._hedge(now)
 
     def _hedge(self, now: float) -> None:
         # Only while nothing waits, and to a server that is half idle: a copy takes nothing from anyone.
-        if self._router.waiting or len(self._router.routes) < 2:
+        if self._router.waiting:
             return
         able = [f for f in self.flights if f.hedge and f.copy is None and not f.verdict]
         for flight in sorted(able, key=lambda f: f.started):
@@ -201,8 +202,9 @@ class Watch:
     # --- the servers' own word ---
 
     async def _poll(self) -> None:
+        pause_s = POLL_FIRST_S
         while True:
-            await asyncio.sleep(POLL_FIRST_S)
+            await asyncio.sleep(pause_s)
             now = time.monotonic()
             routes = self._router.routes
             self._polls = {r: p for r, p in self._polls.items() if r in routes or p.task is not None}
@@ -210,6 +212,9 @@ class Watch:
                 poll = self._polls.setdefault(route, _Poll())
                 if route.window.in_flight and poll.task is None and now >= poll.next:
                     poll.task = asyncio.create_task(self._look(route, poll))
+            # Where client and server share cores, every beat takes something from the server.
+            soonest = min((0.0 if p.task is not None else p.next for p in self._polls.values()), default=0.0)
+            pause_s = min(max(POLL_FIRST_S, soonest - now), max(POLL_FIRST_S, GLIMPSE_S))
 
     async def _look(self, route: Route, poll: _Poll) -> None:
         try:

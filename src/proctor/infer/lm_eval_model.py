@@ -36,7 +36,8 @@ from proctor.infer.servers.hardware import describe_hardware
 from proctor.infer.servers.health import LifeSigns, StartState, describe_log, start_error
 from proctor.infer.servers.hints import find_cause, killed_hint
 from proctor.infer.servers.inside import model_binds
-from proctor.infer.tokenizer import read_json, template_digest, tokenizer_digest
+from proctor.infer.tokenizer import template_digest, tokenizer_digest
+from proctor.infer.tokenizer_directory import read_json
 from proctor.interpreters import OFFLINE, Command, image_command, module_command
 from proctor.processes.container import Container, contained
 from proctor.processes.group import ProcessGroup

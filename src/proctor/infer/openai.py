@@ -26,8 +26,10 @@ from proctor.infer.loglikelihood import Scored
 from proctor.infer.probe import Conformance
 from proctor.infer.profiles import finish_text
 from proctor.infer.resolve import Resolver, TokenizerSource, context_length
+from proctor.infer.same_tokenizer import check_same
 from proctor.infer.scorer import Scorer
 from proctor.infer.server import Backend, Load
+from proctor.infer.tokenizer import LocalTokenizer
 from proctor.records import Answer, Boundary, EngineInfo, Failure, Request, Response, quickly
 
 _response: Final = quickly(Response)
@@ -63,6 +65,7 @@ class OpenAIEngine:
         )
         self._resolver = Resolver(spec, tokenizer, client=self._client, model_directory=model_directory)
         self._dialect: Dialect | None = None
+        self._tokenizer_checked = False
         self._scorer = Scorer(
             self._client, spec, dialect=self._find_dialect, tokenizer=self._resolver.tokenizer, company=company
         )
@@ -111,7 +114,7 @@ class OpenAIEngine:
         return await self._scorer.prove()
 
     async def run(self, requests: AsyncIterable[PhysicalRequest]) -> AsyncIterator[Answer]:
-        await self._find_dialect()
+        await self._check_tokenizer(await self._find_dialect())
         self._client.tail(ending=False)
         askers = Askers(self._answer, self._client.wanted)
         async with aclosing(askers.run(self._batches(requests), dry=self._client.tail)) as found:
@@ -223,6 +226,15 @@ class OpenAIEngine:
         if self._spec.dialect != "auto":
             return Dialect(self._spec.dialect)
         return await find_dialect(self._client, self._read_info().engine)
+
+    async def _check_tokenizer(self, dialect: Dialect) -> None:
+        """Once, before anything is asked. Raises ModelError."""
+        if self._tokenizer_checked:
+            return
+        tokenizer = await self._resolver.tokenizer()
+        if isinstance(tokenizer, LocalTokenizer):
+            await check_same(self._client, tokenizer, dialect)
+        self._tokenizer_checked = True
 
     @property
     def _honours_seeds(self) -> bool | None:

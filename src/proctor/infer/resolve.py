@@ -34,7 +34,8 @@ from proctor.infer.profiles import (
 )
 from proctor.infer.profiles_sampling import CannotExpress, Generation, resolve_generation
 from proctor.infer.server_tokenizer import ServerTokenizer
-from proctor.infer.tokenizer import LocalTokenizer, Tokenizer, read_config, read_json
+from proctor.infer.tokenizer import LocalTokenizer, Tokenizer
+from proctor.infer.tokenizer_directory import read_config, read_json
 from proctor.records import Boundary, Failure, Kind, Message, Request, canonical_json, digest, quickly
 
 

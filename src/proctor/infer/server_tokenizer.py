@@ -76,11 +76,7 @@ class ServerTokenizer:
     async def _encode(self, text: str, special: bool) -> list[int]:
         if not text and not special:
             return []
-        body: dict[str, Any] = (
-            {"content": text, "add_special": special, "parse_special": True}
-            if self._llama_cpp
-            else {"prompt": text, "add_special_tokens": special}
-        )
+        body = tokenize_body(text, special, llama_cpp=self._llama_cpp)
         reply = await self._client.post("/tokenize", body, named=not self._llama_cpp)
         tokens = None if isinstance(reply, Broken) else reply.value.get("tokens")
         if not isinstance(tokens, list) or not all(isinstance(t, int) for t in cast("list[object]", tokens)):
@@ -90,3 +86,10 @@ class ServerTokenizer:
                 hint="set `tokenizer:` of the model to a directory with tokenizer.json",
             )
         return cast("list[int]", tokens)
+
+
+def tokenize_body(text: str, special: bool, *, llama_cpp: bool) -> dict[str, Any]:
+    """What /tokenize is asked: with or without the special tokens that the tokenizer adds by itself."""
+    if llama_cpp:
+        return {"content": text, "add_special": special, "parse_special": True}
+    return {"prompt": text, "add_special_tokens": special}

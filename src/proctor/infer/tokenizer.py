@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import processors
 
 from proctor.errors import ModelError
 from proctor.infer.chat_template import DEFAULT_DATE, ChatTemplates, read_templates
-from proctor.records import digest
-
-SPECIAL_NAMES: Final = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+from proctor.infer.tokenizer_directory import (
+    missing_tokens,
+    read_config,
+    read_json,
+    rebuild_as_llama,
+    rebuilt_as_llama,
+    special_tokens,
 )
+from proctor.records import digest
 
 SLOW_FILES: Final = (
     "tokenizer.model",
@@ -64,7 +61,10 @@ class Tokenizer(Protocol):
 
 
 class LocalTokenizer:
-    """A tokenizer.json with its tokenizer_config.json, as `transformers`' fast tokenizers read them."""
+    """A tokenizer.json with its tokenizer_config.json, as transformers 5 reads them (`AutoTokenizer`).
+
+    What the configuration says of BOS and EOS is not obeyed there: the file's own post-processor is.
+    """
 
     def __init__(self, directory: Path, *, add_bos_token: bool | None = None, date: str = DEFAULT_DATE) -> None:
         """Load from `directory`. `add_bos_token` replaces the model's own choice, as an argument of from_pretrained.
@@ -73,21 +73,23 @@ class LocalTokenizer:
         """
         config = read_config(directory)
         self._tokenizer = _load(directory)
-        self._special = _special_tokens(directory, config)
-        self._add_missing(config)
+        if rebuilt_as_llama(directory, config, self._tokenizer):
+            rebuild_as_llama(config, self._tokenizer)
+        self._tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
+        self._special = special_tokens(directory, config)
+        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        missing = missing_tokens(directory, config, known)
+        self._tokenizer.add_tokens(missing)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
         self._ids = {
             name: token
             for name in ("bos_token", "eos_token")
             if name in self._special and (token := self._tokenizer.token_to_id(self._special[name])) is not None
         }
-        choice = {k: config[k] for k in ("add_bos_token", "add_eos_token") if config.get(k) is not None}
         if add_bos_token is not None:
-            choice["add_bos_token"] = add_bos_token
-        if choice:
-            self._set_post_processor(choice)
+            self._set_post_processor(add_bos_token)
         sources = read_templates(directory, config)
         self._templates = ChatTemplates(sources=sources, special_tokens=self._special, date=date) if sources else None
-        self._identity = digest([tokenizer_digest(directory), choice])
+        self._identity = digest([tokenizer_digest(directory), add_bos_token])
 
     @property
     def identity(self) -> str:
@@ -123,48 +125,15 @@ class LocalTokenizer:
         """The text of `ids`, special tokens included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def _add_missing(self, config: Mapping[str, Any]) -> None:
-        known = set(self._tokenizer.get_vocab(with_added_tokens=True))
-        declared = cast("dict[str, dict[str, Any]]", config.get("added_tokens_decoder") or {})
-        for _, entry in sorted(declared.items(), key=lambda item: int(item[0])):
-            if entry["content"] not in known:
-                options = {k: bool(v) for k, v in entry.items() if k != "content"}
-                self._tokenizer.add_tokens([AddedToken(entry["content"], **options)])  # pyright: ignore[reportUnknownMemberType]
-        for text in self._special.values():
-            self._tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])  # pyright: ignore[reportUnknownMemberType]
-
-    def _set_post_processor(self, choice: Mapping[str, bool]) -> None:
+    def _set_post_processor(self, bos: bool) -> None:
         single, pair, tokens = "$A:0", "$A:0 $B:1", list[tuple[str, int]]()
-        for flag, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-            if not choice.get(flag) or name not in self._ids:
-                continue
-            text = self._special[name]
-            tokens.append((text, self._ids[name]))
-            if name == "bos_token":
-                single, pair = f"{text}:0 {single}", f"{text}:0 $A:0 {text}:1 $B:1"
-            else:
-                single, pair = f"{single} {text}:0", f"{pair} {text}:1"
+        if bos and "bos_token" in self._ids:
+            text = self._special["bos_token"]
+            tokens = [(text, self._ids["bos_token"])]
+            single, pair = f"{text}:0 $A:0", f"{text}:0 $A:0 {text}:1 $B:1"
         self._tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
             single=single, pair=pair, special_tokens=tokens
         )
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or an empty object. Raises ModelError if it is malformed."""
-    return read_json(directory / "tokenizer_config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if there is no such file. Raises ModelError if it is unreadable or no object."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {str(path)!r}: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{str(path)!r} holds no JSON object")
-    return cast("dict[str, Any]", value)
 
 
 def tokenizer_digest(directory: Path | None) -> str:
@@ -210,14 +179,3 @@ def _no_tokenizer(directory: Path) -> ModelError:
         f"no tokenizer.json in {str(directory)!r}",
         hint="set `tokenizer:` of the model to a directory that has one",
     )
-
-
-def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    found = read_json(directory / "special_tokens_map.json") | dict(config)
-    out: dict[str, str] = {}
-    for name in SPECIAL_NAMES:
-        value = found.get(name)
-        text = cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            out[name] = text
-    return out

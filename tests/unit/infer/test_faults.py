@@ -306,7 +306,7 @@ async def test_what_a_content_filter_cut_is_refused_and_asked_once(connect: Any)
     text = json.dumps(completion(text="", finish_reason="content_filter"))
     async with Canned(text.encode()) as server, connect(lambda: [server.backend]) as engine:
         (failure,) = await ask(engine, generations(1))
-        assert len(server.sent) == 1
+        assert len([body for body in server.sent if b"max_tokens" in body]) == 1
     assert isinstance(failure, Failure)
     assert (failure.boundary, failure.retryable) == (Boundary.REFUSED, False)
     assert "content filter" in failure.message

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -199,3 +201,29 @@ async def test_an_idle_server_is_not_asked() -> None:
         assert client.wanted() > 0
         await asyncio.sleep(0.3)
         assert server.gets["/metrics"] == 0
+
+
+@pytest.mark.parametrize(("servers", "least", "most"), [(1, 0, 2), (2, 5, 100)])
+async def test_stragglers_are_looked_for_only_where_another_server_could_be_asked(
+    monkeypatch: pytest.MonkeyPatch, servers: int, least: int, most: int
+) -> None:
+    """With one server nothing could be done about them, and each look takes something from whoever shares the core."""
+    looks = 0
+    wait_for = asyncio.wait_for
+
+    async def counted(awaitable: Any, timeout: float) -> Any:
+        nonlocal looks
+        looks += 1
+        return await wait_for(awaitable, timeout)
+
+    slow = [FakeServer(ServerOptions(latency=Latency(fixed_s=0.5))) for _ in range(servers)]
+    async with AsyncExitStack() as stack:
+        for server in slow:
+            await stack.enter_async_context(server)
+        client = await stack.enter_async_context(Client(lambda: [s.backend for s in slow]))
+        asking = asyncio.create_task(client.post("/v1/completions", {"prompt": "Question:", "max_tokens": 4}))
+        await asyncio.sleep(0.05)
+        client.tail()
+        monkeypatch.setattr(flights.asyncio, "wait_for", counted)
+        assert isinstance(await asking, Reply)
+        assert least <= looks <= most

@@ -23,7 +23,7 @@ async def test_the_byte_tokenizer_is_the_fake_models_own(byte_tokenizer: Path) -
     assert tokenizer.special_ids == {"bos_token": BEGIN, "eos_token": END}
 
 
-def test_bos_is_added_by_the_file_the_configuration_or_the_caller(tmp_path: Path) -> None:
+def test_bos_is_added_by_the_file_or_the_caller_whatever_the_configuration_says(tmp_path: Path) -> None:
     plain = write_byte_tokenizer(tmp_path / "plain")
     adding = write_byte_tokenizer(tmp_path / "adding", add_bos=True)
     flagged = write_byte_tokenizer(tmp_path / "flagged")
@@ -32,7 +32,7 @@ def test_bos_is_added_by_the_file_the_configuration_or_the_caller(tmp_path: Path
     texts = [("x", True), ("x", False)]
     assert LocalTokenizer(plain).encode_now(texts) == [[120], [120]]
     assert LocalTokenizer(adding).encode_now(texts) == [[BEGIN, 120], [120]]
-    assert LocalTokenizer(flagged).encode_now(texts) == [[BEGIN, 120, END], [120]]
+    assert LocalTokenizer(flagged).encode_now(texts) == [[120], [120]]
     assert LocalTokenizer(plain, add_bos_token=True).encode_now(texts) == [[BEGIN, 120], [120]]
     assert LocalTokenizer(adding, add_bos_token=False).encode_now(texts) == [[120], [120]]
 
@@ -45,10 +45,28 @@ def test_truncation_and_padding_of_the_file_are_not_obeyed(byte_tokenizer: Path)
     assert LocalTokenizer(byte_tokenizer).encode_now([("abcdef", False)]) == [list(b"abcdef")]
 
 
-def test_a_special_token_that_only_the_configuration_names_is_one_token(byte_tokenizer: Path) -> None:
+TURN = {"content": "<|turn|>", "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "files"),
+    [
+        ({"added_tokens_decoder": {"258": TURN}}, {}),
+        ({"additional_special_tokens": ["<|turn|>"]}, {}),
+        ({"extra_special_tokens": [TURN]}, {}),
+        ({"extra_special_tokens": {"turn_token": "<|turn|>"}}, {}),
+        ({"turn_token": "<|turn|>", "add_turn_token": True}, {}),
+        ({}, {"special_tokens_map.json": {"additional_special_tokens": ["<|turn|>"]}}),
+        ({}, {"added_tokens.json": {"<|turn|>": 258}}),
+    ],
+)
+def test_a_special_token_that_only_the_configuration_names_is_one_token(
+    byte_tokenizer: Path, configuration: dict[str, object], files: dict[str, object]
+) -> None:
     path = byte_tokenizer / "tokenizer_config.json"
-    added = {"258": {"content": "<|turn|>", "special": True, "normalized": False, "lstrip": False, "rstrip": False}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": added}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | configuration))
+    for name, content in files.items():
+        (byte_tokenizer / name).write_text(json.dumps(content))
     assert LocalTokenizer(byte_tokenizer).encode_now([("a<|turn|>b", False)]) == [[97, 258, 98]]
 
 

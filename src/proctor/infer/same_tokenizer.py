@@ -1,0 +1,46 @@
+"""Whether the ids that are sent mean to the server what they mean here.
+
+A server answers whatever ids it gets. With another model's tokenizer they are other words, and every score is one of
+noise: nothing else would show it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from proctor.errors import ModelError
+from proctor.infer.client import Client
+from proctor.infer.dialect import Dialect
+from proctor.infer.server_tokenizer import tokenize_body
+from proctor.infer.tokenizer import Tokenizer
+
+TEXT: Final = "the capital of France is Paris, and the capital of Italy is Rome"
+"""Words that all programs read alike with one vocabulary; at edges, such as before a space, they differ."""
+SHOWN: Final = 5
+"""Of the tokens, as many as tell what is meant."""
+
+
+async def check_same(client: Client, tokenizer: Tokenizer, dialect: Dialect) -> None:
+    """Raise ModelError if the server tokenises plain words otherwise. One that does not tokenise is believed."""
+    llama_cpp = dialect is Dialect.LLAMA_CPP
+    body = tokenize_body(TEXT, False, llama_cpp=llama_cpp)
+    theirs = (await client.post_once("/tokenize", body, named=not llama_cpp) or {}).get("tokens")
+    if not isinstance(theirs, list) or not all(isinstance(t, int) for t in cast("list[object]", theirs)):
+        return
+    (ours,) = await tokenizer.encode([(TEXT, False)])
+    if theirs != ours:
+        raise ModelError(
+            "the tokenizer is not that of the model which the server has: "
+            + _difference(ours, cast("list[int]", theirs)),
+            hint="set `tokenizer:` of the model to a directory with the served model's own tokenizer.json",
+        )
+
+
+def _difference(ours: list[int], theirs: list[int]) -> str:
+    differing = (i for i, (here, there) in enumerate(zip(ours, theirs, strict=False)) if here != there)
+    at = next(differing, min(len(ours), len(theirs)))
+    few = slice(at, at + SHOWN)
+    return (
+        f"{TEXT!r} is {len(ours)} tokens here and {len(theirs)} there, from number {at + 1} on "
+        f"{ours[few]} here and {theirs[few]} there"
+    )
