@@ -46,6 +46,7 @@ QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + LLAMA3.replace("{1,3}", "")
 SENTENCE: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 PLAIN: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
 CHAT: dict[str, Any] = {"eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
+OTHER_ENDS = {"special_tokens_map.json": {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}}
 END = {"content": "<|end|>", "lstrip": False, "rstrip": True, "normalized": False, "special": True}
 USER = END | {"content": "<|user|>", "rstrip": False}
 
@@ -90,7 +91,11 @@ FAMILIES = [
     Family(name="llama-3", make="llama3", config=PLAIN),
     Family(name="qwen2", make="qwen", bos=False, config=CHAT | {"add_bos_token": True}, model_type="qwen2"),
     Family(
-        name="gpt-2", make="bytes", bos=False, config=CHAT | {"tokenizer_class": "GPT2Tokenizer"}, model_type="gpt2"
+        name="gpt-2",
+        make="bytes",
+        bos=False,
+        config=CHAT | {"bos_token": "<s>", "tokenizer_class": "GPT2Tokenizer"},
+        model_type="gpt2",
     ),
     Family(name="no class", make="bytes", config={"eos_token": "</s>"}),
     Family(name="another bos", make="bytes", config=PLAIN | {"bos_token": "<|user|>"}),
@@ -111,6 +116,8 @@ FAMILIES = [
     Family(
         name="added tokens", make="bytes", config=PLAIN, files={"added_tokens.json": {"<|user|>": 701, "<|end|>": 700}}
     ),
+    Family(name="map before configuration", make="bytes", config=PLAIN, files=OTHER_ENDS),
+    Family(name="configuration alone", make="bytes", config=PLAIN | {"added_tokens_decoder": {}}, files=OTHER_ENDS),
     Family(name="split", make="bytes", config=PLAIN | {"split_special_tokens": True}),
 ]
 
@@ -170,12 +177,13 @@ def write(family: Family, directory: Path) -> Path:
     return directory
 
 
-Ids = list[list[list[int]]]
+Ids = dict[str, Any]
+"""Of all texts without and with special tokens, and of BOS and EOS."""
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Ids]]]:
-    """Each family's directory, and the ids of all texts without and with special tokens."""
+    """Each family's directory, and what transformers makes of it."""
     if PYTHON is None:
         pytest.skip("PROCTOR_LM_EVAL_PYTHON is not set")
     root = tmp_path_factory.mktemp("tokenizers")
@@ -193,7 +201,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
 def test_ids_are_those_of_transformers(theirs: dict[str, tuple[Path, Ids]], name: str) -> None:
     directory, expected = theirs[name]
     tokenizer = LocalTokenizer(directory)
-    for special, ids in zip((False, True), expected, strict=True):
+    assert tokenizer.special_ids == expected["ends"]
+    for special, ids in ((False, expected["plain"]), (True, expected["special"])):
         found = tokenizer.encode_now([(text, special) for text in TEXTS])
         wrong = {text: (one, other) for text, one, other in zip(TEXTS, found, ids, strict=True) if one != other}
         assert not wrong, str(wrong)
@@ -201,6 +210,7 @@ def test_ids_are_those_of_transformers(theirs: dict[str, tuple[Path, Ids]], name
 
 def test_the_families_differ(theirs: dict[str, tuple[Path, Ids]]) -> None:
     """What the cases are there for: the same file read in several ways."""
-    first, legacy, generic = (theirs[name][1] for name in ("llama-2", "llama-2 legacy", "llama-2 generic"))
+    first, legacy, generic = (theirs[name][1]["plain"] for name in ("llama-2", "llama-2 legacy", "llama-2 generic"))
     assert first != legacy != generic != first
-    assert theirs["split"][1] != theirs["llama-3"][1]
+    assert theirs["split"][1]["plain"] != theirs["no class"][1]["plain"]
+    assert theirs["map before configuration"][1]["ends"] != theirs["configuration alone"][1]["ends"]

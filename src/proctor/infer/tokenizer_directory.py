@@ -65,7 +65,7 @@ def rebuild_as_llama(config: Mapping[str, Any], loaded: Tokenizer) -> None:
 
 def special_tokens(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     """bos_token, eos_token, ... as text, where the model has them."""
-    found = read_json(directory / "special_tokens_map.json") | config
+    found = config | _older(directory, config, "special_tokens_map.json")
     return {name: token.content for name in SPECIAL_NAMES if (token := _token(found.get(name))) is not None}
 
 
@@ -84,7 +84,7 @@ def _declared_tokens(directory: Path, config: Mapping[str, Any]) -> list[AddedTo
     """Tokens with their ids, in the order of these: of the configuration, or else of added_tokens.json."""
     declared = cast("dict[str, object] | None", config.get("added_tokens_decoder"))
     if declared is None:
-        older = cast("dict[str, int]", read_json(directory / "added_tokens.json"))
+        older = cast("dict[str, int]", _older(directory, config, "added_tokens.json"))
         special = {t.content for t in _further_tokens(directory, config)}
         return [
             AddedToken(text, special=text in special, normalized=text not in special)
@@ -98,12 +98,17 @@ def _further_tokens(directory: Path, config: Mapping[str, Any]) -> list[AddedTok
     """Special tokens of one model, by a name of their own or in a list."""
     named = [v for k, v in config.items() if k.endswith("_token") and k not in SPECIAL_NAMES]
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-    if not listed and "added_tokens_decoder" not in config:
-        older = read_json(directory / "special_tokens_map.json")
+    if not listed:
+        older = _older(directory, config, "special_tokens_map.json")
         listed = older.get("extra_special_tokens") or older.get("additional_special_tokens")
     values = cast("dict[str, object]", listed).values() if isinstance(listed, dict) else listed or ()
     found = [_token(value) for value in (*named, *cast("Iterable[object]", values))]
     return [token for token in found if token is not None]
+
+
+def _older(directory: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A file that is read where the configuration lists no tokens with their ids, and then goes before it."""
+    return {} if "added_tokens_decoder" in config else read_json(directory / name)
 
 
 def _token(value: object) -> AddedToken | None:
