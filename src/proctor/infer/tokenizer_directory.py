@@ -73,7 +73,15 @@ def missing_tokens(directory: Path, config: dict[str, Any], known: Collection[st
     """What else is one token, where the file has added those that are `known`.
 
     Of these only what the configuration describes in full is said anew: whether it takes the space beside it along, ...
+    Raises ModelError for what is no list of tokens.
     """
+    try:
+        return _missing_tokens(directory, config, known)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"cannot read the special and added tokens of {str(directory)!r}: {error}") from error
+
+
+def _missing_tokens(directory: Path, config: dict[str, Any], known: Collection[str]) -> list[AddedToken]:
     tokens = _declared_tokens(directory, config)
     known = {*known, *(token.content for token in tokens)}
     named = [AddedToken(text, special=True, normalized=False) for text in special_tokens(directory, config).values()]

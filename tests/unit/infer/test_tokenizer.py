@@ -71,6 +71,17 @@ def test_a_special_token_that_only_the_configuration_names_is_one_token(
 
 
 @pytest.mark.parametrize(
+    "configuration",
+    [{"added_tokens_decoder": [TURN]}, {"added_tokens_decoder": {"x": TURN}}, {"extra_special_tokens": True}],
+)
+def test_what_is_no_list_of_tokens_is_named(byte_tokenizer: Path, configuration: dict[str, object]) -> None:
+    path = byte_tokenizer / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | configuration))
+    with pytest.raises(ModelError, match="cannot read the special and added tokens of"):
+        LocalTokenizer(byte_tokenizer)
+
+
+@pytest.mark.parametrize(
     ("files", "said"),
     [
         ({}, "no tokenizer.json"),
