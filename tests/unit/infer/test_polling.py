@@ -203,7 +203,7 @@ async def test_an_idle_server_is_not_asked() -> None:
         assert server.gets["/metrics"] == 0
 
 
-@pytest.mark.parametrize(("servers", "least", "most"), [(1, 0, 2), (2, 5, 100)])
+@pytest.mark.parametrize(("servers", "least", "most"), [(1, 0, 5), (2, 6, 100)])
 async def test_stragglers_are_looked_for_only_where_another_server_could_be_asked(
     monkeypatch: pytest.MonkeyPatch, servers: int, least: int, most: int
 ) -> None:
