@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.slow]
 PYTHON = os.environ.get("PROCTOR_LM_EVAL_PYTHON")
 DRIVER = Path(__file__).with_name("tokenizers_driver.py")
 
-TEXTS = [
+SEEN = [
     "The capital of France is",
     " Paris",
     "Paris",
@@ -40,7 +40,8 @@ TEXTS = [
     "▁already",
     "Q: What?\nA: Yes\n\nQ: Who?\nA:",
 ]
-CORPUS = [text for text in TEXTS for _ in range(4)] + ["Paris is the capital of France, and more of it"] * 4
+TEXTS = [*SEEN, "not in the corpus: жук 漢字"]
+CORPUS = [text for text in SEEN for _ in range(4)] + ["Paris is the capital of France, and more of it"] * 4
 LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + LLAMA3.replace("{1,3}", "")
 SENTENCE: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -56,7 +57,7 @@ class Family:
     """A directory: a tokenizer.json of one make, and what stands beside it."""
 
     name: str
-    make: Literal["prepended", "metaspace", "gemma", "bytes", "qwen", "llama3"]
+    make: Literal["prepended", "without bytes", "metaspace", "gemma", "bytes", "qwen", "llama3"]
     config: dict[str, Any]
     model_type: str = "llama"
     bos: bool = True
@@ -71,6 +72,7 @@ FAMILIES = [
     Family(name="llama-2 legacy", make="prepended", config=LLAMA | {"legacy": True}),
     Family(name="llama-2 no prefix", make="prepended", config=LLAMA | {"add_prefix_space": False}),
     Family(name="llama-2 metaspace", make="metaspace", config=LLAMA),
+    Family(name="llama-2 without bytes", make="without bytes", config=LLAMA),
     Family(name="llama-2 generic", make="prepended", config=SENTENCE | {"tokenizer_class": "PreTrainedTokenizerFast"}),
     Family(
         name="llama-2 added",
@@ -124,7 +126,7 @@ FAMILIES = [
 
 def sentence(make: str) -> Tokenizer:
     """As converted from SentencePiece, with bytes for what it does not know."""
-    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=make != "without bytes"))
     made.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=True)
     special = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(

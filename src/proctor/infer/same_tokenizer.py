@@ -6,12 +6,12 @@ noise: nothing else would show it.
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Final
 
 from proctor.errors import ModelError
 from proctor.infer.client import Client
 from proctor.infer.dialect import Dialect
-from proctor.infer.server_tokenizer import tokenize_body
+from proctor.infer.server_tokenizer import read_tokens, tokenize_body
 from proctor.infer.tokenizer import Tokenizer
 
 TEXT: Final = "the capital of France is Paris, and the capital of Italy is Rome"
@@ -24,14 +24,11 @@ async def check_same(client: Client, tokenizer: Tokenizer, dialect: Dialect) -> 
     """Raise ModelError if the server tokenises plain words otherwise. One that does not tokenise is believed."""
     llama_cpp = dialect is Dialect.LLAMA_CPP
     body = tokenize_body(TEXT, False, llama_cpp=llama_cpp)
-    theirs = (await client.post_once("/tokenize", body, named=not llama_cpp) or {}).get("tokens")
-    if not isinstance(theirs, list) or not all(isinstance(t, int) for t in cast("list[object]", theirs)):
-        return
+    theirs = read_tokens(await client.post_once("/tokenize", body, named=not llama_cpp) or {})
     (ours,) = await tokenizer.encode([(TEXT, False)])
-    if theirs != ours:
+    if theirs is not None and theirs != ours:
         raise ModelError(
-            "the tokenizer is not that of the model which the server has: "
-            + _difference(ours, cast("list[int]", theirs)),
+            f"the tokenizer is not that of the model which the server has: {_difference(ours, theirs)}",
             hint="set `tokenizer:` of the model to a directory with the served model's own tokenizer.json",
         )
 

@@ -78,14 +78,14 @@ class ServerTokenizer:
             return []
         body = tokenize_body(text, special, llama_cpp=self._llama_cpp)
         reply = await self._client.post("/tokenize", body, named=not self._llama_cpp)
-        tokens = None if isinstance(reply, Broken) else reply.value.get("tokens")
-        if not isinstance(tokens, list) or not all(isinstance(t, int) for t in cast("list[object]", tokens)):
+        tokens = None if isinstance(reply, Broken) else read_tokens(reply.value)
+        if tokens is None:
             said = reply.message if isinstance(reply, Broken) else "no ids as `tokens` in the answer"
             raise ServerError(
                 f"the server does not tokenise: {said}",
                 hint="set `tokenizer:` of the model to a directory with tokenizer.json",
             )
-        return cast("list[int]", tokens)
+        return tokens
 
 
 def tokenize_body(text: str, special: bool, *, llama_cpp: bool) -> dict[str, Any]:
@@ -93,3 +93,11 @@ def tokenize_body(text: str, special: bool, *, llama_cpp: bool) -> dict[str, Any
     if llama_cpp:
         return {"content": text, "add_special": special, "parse_special": True}
     return {"prompt": text, "add_special_tokens": special}
+
+
+def read_tokens(answer: Mapping[str, Any]) -> list[int] | None:
+    """The ids in an answer of /tokenize; None if there are none."""
+    tokens = answer.get("tokens")
+    if not isinstance(tokens, list) or not all(isinstance(t, int) for t in cast("list[object]", tokens)):
+        return None
+    return cast("list[int]", tokens)

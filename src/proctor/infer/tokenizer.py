@@ -78,7 +78,7 @@ class LocalTokenizer:
         self._tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
         self._special = special_tokens(directory, config)
         known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        missing = missing_tokens(directory, config, known)
+        missing = missing_tokens(directory, config, known=known, named=self._special.values())
         self._tokenizer.add_tokens(missing)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
         self._ids = {
             name: token

@@ -69,31 +69,30 @@ def special_tokens(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     return {name: token.content for name in SPECIAL_NAMES if (token := _token(found.get(name))) is not None}
 
 
-def missing_tokens(directory: Path, config: dict[str, Any], known: Collection[str]) -> list[AddedToken]:
-    """What else is one token, where the file has added those that are `known`.
+def missing_tokens(
+    directory: Path, config: Mapping[str, Any], *, known: Collection[str], named: Iterable[str]
+) -> list[AddedToken]:
+    """What else is one token, where the file has added those that are `known`, and the special ones are `named`.
 
     Of these only what the configuration describes in full is said anew: whether it takes the space beside it along, ...
     Raises ModelError for what is no list of tokens.
     """
     try:
-        return _missing_tokens(directory, config, known)
+        further = _further_tokens(directory, config)
+        tokens = _declared_tokens(directory, config, special={token.content for token in further})
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read the special and added tokens of {str(directory)!r}: {error}") from error
 
-
-def _missing_tokens(directory: Path, config: dict[str, Any], known: Collection[str]) -> list[AddedToken]:
-    tokens = _declared_tokens(directory, config)
     known = {*known, *(token.content for token in tokens)}
-    named = [AddedToken(text, special=True, normalized=False) for text in special_tokens(directory, config).values()]
-    return tokens + [token for token in (*named, *_further_tokens(directory, config)) if token.content not in known]
+    ends = [AddedToken(text, special=True, normalized=False) for text in named]
+    return tokens + [token for token in (*ends, *further) if token.content not in known]
 
 
-def _declared_tokens(directory: Path, config: Mapping[str, Any]) -> list[AddedToken]:
+def _declared_tokens(directory: Path, config: Mapping[str, Any], *, special: Collection[str]) -> list[AddedToken]:
     """Tokens with their ids, in the order of these: of the configuration, or else of added_tokens.json."""
     declared = cast("dict[str, object] | None", config.get("added_tokens_decoder"))
     if declared is None:
         older = cast("dict[str, int]", _older(directory, config, "added_tokens.json"))
-        special = {t.content for t in _further_tokens(directory, config)}
         return [
             AddedToken(text, special=text in special, normalized=text not in special)
             for text, _ in sorted(older.items(), key=lambda item: item[1])

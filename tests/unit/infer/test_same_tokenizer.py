@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -12,7 +13,6 @@ from proctor.errors import ModelError
 from proctor.infer.dialect import Dialect
 from proctor.infer.fake_model import encode
 from proctor.infer.same_tokenizer import TEXT
-from proctor.infer.server import Backend
 from proctor.records import Kind, Request
 from proctor.testing import FakeServer, ServerOptions
 
@@ -20,6 +20,20 @@ from .asking import respond
 from .conftest import Connect
 
 QUESTION = Request(kind=Kind.GENERATE, text="Q: 1 + 1 =", arguments='{"until": ["\\n"]}')
+
+
+class Gateway(FakeServer):
+    """Answers /tokenize as told."""
+
+    def __init__(self, status: int, body: dict[str, object]) -> None:
+        super().__init__()
+        self.asked = 0
+        self._says = status, body
+
+    def _tokenize(self, body: dict[str, Any]) -> web.Response:
+        self.asked += 1
+        status, said = self._says
+        return web.json_response(said, status=status)
 
 
 def swap(directory: Path, one: str, other: str) -> None:
@@ -69,27 +83,8 @@ async def test_whatever_else_is_said_to_that_changes_nothing(
     connect: Connect, status: int, body: dict[str, object]
 ) -> None:
     """A gateway may answer anything to a path that it does not know, once, and is not thought ill of."""
-    asked = list[str]()
-
-    async def answer(request: web.Request) -> web.Response:
-        asked.append(request.path)
-        if request.path == "/tokenize":
-            return web.json_response(body, status=status)
-        if request.path != "/v1/completions":
-            return web.json_response({}, status=404)
-        choice = {"index": 0, "text": "2", "finish_reason": "stop"}
-        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 1}})
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        async with connect(lambda: [Backend(url=url, served_model="m")]) as engine:
-            assert [one.text for one in await respond(engine, [QUESTION])] == ["2"]
-    finally:
-        await runner.cleanup()
-    assert asked.count("/tokenize") == 1
+    async with Gateway(status, body) as server, connect(lambda: [server.backend]) as engine:
+        assert len(await respond(engine, [QUESTION])) == 1
+        (load,) = engine.load().values()
+    assert server.asked == 1
+    assert "ejected" not in load.why
